@@ -1,0 +1,1 @@
+"""One file a method: the rivals of FM-LoRA and the bounds."""

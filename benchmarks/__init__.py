@@ -1,0 +1,1 @@
+"""Benchmarks: what they are, how their shards are written, and one file for each data set."""

@@ -1,0 +1,1 @@
+"""The embedded benchmark: everyday concepts as drawn in many permissively licensed icon families."""

@@ -1,0 +1,296 @@
+"""Pretrain the embedded backbone: `python -m benchmarks.icons.pretrain --package … --out …/backbone.safetensors`.
+
+A small hybrid ViT that timm builds by itself learns to name clean ink drawings of the concepts that are not in the
+benchmark, from the benchmark's training-side families only. So it has seen neither a class, nor a test-side family,
+nor a rendition other than ink of what the continual learners are asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from benchmarks.icons.catalogue import Drawing, Package, read_package
+from benchmarks.icons.coverage import rasterise
+from benchmarks.icons.probe import probe
+from benchmarks.index import Index
+
+__all__ = ["ARCHITECTURE", "NORMALISATION", "Data", "Recipe", "augment", "main", "pretrain", "pretraining_data"]
+
+ARCHITECTURE: dict[str, Any] = {
+    "model_name": "vit_tiny_r_s16_p8_224",
+    "kwargs": {"img_size": 48, "patch_size": 2, "depth": 6, "num_classes": 0},
+}
+NORMALISATION = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How the backbone is trained: AdamW, linear warm-up, cosine to zero, cross-entropy with label smoothing."""
+
+    seed: int = 2026
+    epochs: int = 8
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 300
+    label_smoothing: float = 0.1
+    least_families: int = 8
+    """Fewest families that draw a pretraining concept."""
+    least_drawings: int = 18
+    """Fewest drawings of a pretraining concept."""
+    threads: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Ink drawings as coverage, (n, S, S) uint8 with 255 for ink, and labels (n,); `test` are test-side families."""
+
+    train: Tensor
+    train_labels: Tensor
+    test: Tensor
+    test_labels: Tensor
+    concepts: list[str]
+
+
+def pretraining_data(package: Package, benchmark: Path, recipe: Recipe) -> Data:
+    """Render the drawings of the concepts outside the benchmark, each SVG body once."""
+    classes = set(Index.load(benchmark).classes)
+    test_houses = set(json.loads((benchmark / "recipe.json").read_text(encoding="utf-8"))["test_houses"])
+    concepts, chosen, bodies = [], [], set()
+    for concept, drawings in package.concepts.items():
+        families = {drawing.family for drawing in drawings}
+        if concept in classes or len(families) < recipe.least_families or len(drawings) < recipe.least_drawings:
+            continue
+        concepts.append(concept)
+        for drawing in drawings:
+            if drawing.svg not in bodies:
+                bodies.add(drawing.svg)
+                chosen.append(drawing)
+    chosen, coverage = rasterise(chosen)
+    size = coverage.shape[1] // 2
+    small = np.rint(coverage.reshape(-1, size, 2, size, 2).mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
+    number = {concept: label for label, concept in enumerate(concepts)}
+    return _halves(chosen, small, number, test_houses)
+
+
+def _halves(drawings: Sequence[Drawing], coverage: np.ndarray, number: dict[str, int], test_houses: set[str]) -> Data:
+    labels = torch.tensor([number[drawing.concept] for drawing in drawings])
+    is_test = torch.tensor([drawing.house in test_houses for drawing in drawings])
+    images = torch.from_numpy(coverage)
+    return Data(
+        train=images[~is_test],
+        train_labels=labels[~is_test],
+        test=images[is_test],
+        test_labels=labels[is_test],
+        concepts=list(number),
+    )
+
+
+def augment(coverage: Tensor, generator: torch.Generator) -> Tensor:
+    """Random affine maps and mirror images, one for each drawing: (B, S, S) uint8 → (B, 3, S, S) normalised ink."""
+
+    def uniform(low: float, high: float) -> Tensor:
+        return low + (high - low) * torch.rand(len(coverage), generator=generator)
+
+    angle, shear = uniform(-0.3, 0.3), uniform(-0.15, 0.15)
+    scale_x, scale_y = uniform(0.9, 1.25), uniform(0.9, 1.25)
+    flip = (uniform(0, 1) < 0.5).float() * 2 - 1
+    cos, sin = angle.cos(), angle.sin()
+    theta = torch.stack(
+        [
+            torch.stack([flip * cos * scale_x, -sin * scale_y + shear, uniform(-0.12, 0.12)], dim=1),
+            torch.stack([flip * sin * scale_x, cos * scale_y, uniform(-0.12, 0.12)], dim=1),
+        ],
+        dim=1,
+    )
+    images = coverage.unsqueeze(1).float() / 255
+    grid = nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
+    moved = nn.functional.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    return _normalise(moved)
+
+
+def _normalise(images: Tensor) -> Tensor:
+    """(B, 1, S, S) coverage in [0, 1] → black ink on white, three channels, in [-1, 1]."""
+    return (1 - 2 * images).expand(-1, 3, -1, -1)
+
+
+def pretrain(data: Data, recipe: Recipe, scratch: Path | None = None) -> tuple[nn.Module, dict[str, float]]:
+    """Train on `data`.
+
+    Args:
+        data: Drawings to train on, and those of held-out families to test on.
+        recipe: Everything that decides the result.
+        scratch: Where the state is kept after each epoch, and taken up from if it is there.
+
+    Returns:
+        The network with its classifier, and `accuracy` on the held-out families in %, `minutes`, `images_per_second`.
+    """
+    torch.manual_seed(recipe.seed)
+    torch.set_num_threads(recipe.threads)
+    generator = torch.Generator().manual_seed(recipe.seed)
+    model = timm.create_model(
+        ARCHITECTURE["model_name"], **{**ARCHITECTURE["kwargs"], "num_classes": len(data.concepts)}
+    )
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    groups = [
+        {"params": decayed, "weight_decay": recipe.weight_decay},
+        {"params": [p for p in model.parameters() if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=recipe.learning_rate, fused=True)
+    per_epoch = len(data.train) // recipe.batch_size
+    steps = per_epoch * recipe.epochs
+
+    def rate(step: int) -> float:
+        warm = min(1.0, (step + 1) / recipe.warmup_steps)
+        return warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, rate)
+    parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
+    first, seconds = _resume(scratch, parts, generator)
+    for epoch in range(first, recipe.epochs):
+        start, total = time.monotonic(), 0.0
+        model.train()
+        order = torch.randperm(len(data.train), generator=generator)
+        for batch in order[: per_epoch * recipe.batch_size].split(recipe.batch_size):
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = model(augment(data.train[batch], generator))
+            loss = nn.functional.cross_entropy(
+                logits.float(), data.train_labels[batch], label_smoothing=recipe.label_smoothing
+            )
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            scheduler.step()
+            total += loss.item()
+            done = scheduler.last_epoch - epoch * per_epoch
+            if done % 100 == 0:
+                print(
+                    f"  step {done}/{per_epoch}: {done * recipe.batch_size / (time.monotonic() - start):.0f} images/s"
+                )
+        spent = time.monotonic() - start
+        seconds += spent
+        accuracy = _accuracy(model, data.test, data.test_labels)
+        print(
+            f"epoch {epoch + 1}/{recipe.epochs}: loss {total / per_epoch:.3f}, held-out families {accuracy:.2f} %, "
+            f"{per_epoch * recipe.batch_size / spent:.0f} images/s",
+            flush=True,
+        )
+        _keep(scratch, parts, generator, epoch + 1, seconds)
+    images = per_epoch * recipe.batch_size * recipe.epochs
+    outcome = {
+        "accuracy": round(_accuracy(model, data.test, data.test_labels), 2),
+        "minutes": round(seconds / 60, 1),
+        "images_per_second": round(images / max(seconds, 1e-9)),
+    }
+    return model, outcome
+
+
+def save_backbone(model: nn.Module, path: Path, recipe: dict[str, object]) -> None:
+    """Write the network without its classifier, in 16 bits, with what timm needs to build it in the metadata."""
+    weights = {
+        name: tensor.half().contiguous() for name, tensor in model.state_dict().items() if not name.startswith("head.")
+    }
+    metadata = {
+        "timm_create_model": json.dumps(ARCHITECTURE),
+        "normalisation": json.dumps(NORMALISATION),
+        "recipe": json.dumps(recipe, sort_keys=True),
+    }
+    temporary = path.with_suffix(".tmp")
+    save_file(weights, temporary, metadata=metadata)
+    temporary.replace(path)
+
+
+@torch.inference_mode()
+def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
+    model.eval()
+    right = 0
+    for part, truth in zip(images.split(512), labels.split(512), strict=True):
+        with torch.autocast("cpu", torch.bfloat16):
+            right += int((model(_normalise(part.unsqueeze(1).float() / 255)).argmax(dim=1) == truth).sum())
+    return 100 * right / len(labels)
+
+
+def _keep(scratch: Path | None, parts: dict[str, Any], generator: torch.Generator, epoch: int, seconds: float) -> None:
+    if scratch is None:
+        return
+    state = {name: part.state_dict() for name, part in parts.items()}
+    temporary = scratch / "pretrain.tmp"
+    torch.save({**state, "generator": generator.get_state(), "epoch": epoch, "seconds": seconds}, temporary)
+    temporary.replace(scratch / "pretrain.pt")
+
+
+def _resume(scratch: Path | None, parts: dict[str, Any], generator: torch.Generator) -> tuple[int, float]:
+    if scratch is None or not (scratch / "pretrain.pt").exists():
+        return 0, 0.0
+    state = torch.load(scratch / "pretrain.pt", weights_only=True)
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    generator.set_state(state["generator"])
+    return int(state["epoch"]), float(state["seconds"])
+
+
+def _cached(scratch: Path | None, package: Path, benchmark: Path, recipe: Recipe) -> tuple[Data, str]:
+    """The data and the package's version; rendered once, then read from `scratch`."""
+    path = None if scratch is None else scratch / "pretrain-data.pt"
+    if path is not None and path.exists():
+        stored = torch.load(path, weights_only=True)
+        return Data(**stored["data"]), stored["version"]
+    read = read_package(package)
+    data = pretraining_data(read, benchmark, recipe)
+    if path is not None:
+        torch.save({"data": vars(data), "version": read.version}, path)
+    return data, read.version
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Command line of this module."""
+    parser = argparse.ArgumentParser(
+        description="Pretrain the embedded backbone on ink drawings outside the benchmark."
+    )
+    parser.add_argument("--package", type=Path, required=True, help="folder or .tgz of @iconify/json")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the .safetensors to write, beside the benchmark's index"
+    )
+    parser.add_argument("--scratch", type=Path, help="folder for rendered drawings and checkpoints; resumes from them")
+    parser.add_argument("--epochs", type=int, default=Recipe.epochs)
+    options = parser.parse_args(arguments)
+    recipe = Recipe(epochs=options.epochs)
+    benchmark = options.out.parent
+    if options.scratch is not None:
+        options.scratch.mkdir(parents=True, exist_ok=True)
+    data, version = _cached(options.scratch, options.package, benchmark, recipe)
+    print(
+        f"{len(data.concepts)} concepts, {len(data.train)} drawings, {len(data.test)} of held-out families", flush=True
+    )
+    model, outcome = pretrain(data, recipe, options.scratch)
+    model.reset_classifier(0)  # type: ignore[operator]
+    record: dict[str, object] = {
+        "package_version": version,
+        **asdict(recipe),
+        "concepts": len(data.concepts),
+        "train_drawings": len(data.train),
+        "test_drawings": len(data.test),
+        **outcome,
+        "benchmark": probe(model, benchmark),
+        "versions": {"torch": torch.__version__, "timm": timm.__version__},
+    }
+    save_backbone(model, options.out, record)
+    print(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Many runs at once, placed by Ray Tune. It adds scheduling and nothing else."""

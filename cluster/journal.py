@@ -1,0 +1,68 @@
+"""The grid's own event log: what was started where, what was tried again, what failed; JSON lines, only appended to.
+
+Several grids may write into one: each line is appended by one call.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from fmlora_dist.errors import UserError
+
+__all__ = ["Journal"]
+
+
+class Journal:
+    """``events.jsonl`` in a grid's output folder."""
+
+    def __init__(self, out: Path, grid: str):
+        """Raises ``UserError`` when the folder cannot be written."""
+        self.file = out / "events.jsonl"
+        self.grid = grid
+        self.broken = ""
+        """Why lines were lost; '' when none were. A full disk must not stop the runs that still have room."""
+        try:
+            (out / "runs").mkdir(parents=True, exist_ok=True)
+            with open(self.file, "ab"):
+                pass
+        except OSError as error:
+            raise UserError(f"out: cannot write to {out}: {error.strerror}; choose another --out") from error
+
+    def write(self, event: str, **facts: Any) -> None:
+        """Append one event."""
+        line = json.dumps(
+            {"time": round(time.time(), 3), "event": event, "grid": self.grid, "pid": os.getpid(), **facts}
+        )
+        try:
+            with open(self.file, "ab") as file:
+                file.write(line.encode() + b"\n")
+        except OSError as error:
+            self.broken = self.broken or f"{self.file} cannot be written: {error.strerror}"
+
+    @staticmethod
+    def read(out: Path) -> list[dict[str, Any]]:
+        """All events; lines that a kill has cut are left out."""
+        try:
+            lines = (out / "events.jsonl").read_bytes().splitlines()
+        except OSError:
+            return []
+        events = []
+        for line in lines:
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(event, dict):
+                events.append(event)
+        return events
+
+    @staticmethod
+    def seconds(out: Path) -> dict[str, float]:
+        """Seconds of each run that went from start to end in one piece, by name; its process's start included."""
+        return {
+            str(event["run"]): float(event["seconds"])
+            for event in Journal.read(out)
+            if event.get("event") == "done" and not event.get("resumed") and event.get("seconds")
+        }

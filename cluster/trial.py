@@ -1,0 +1,232 @@
+"""One trial is one run, each of its processes one of its own, through the same code as ``train.py``.
+
+Run as ``python -m cluster.trial PARENT COMMAND...``, this file becomes COMMAND, and dies with process PARENT.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypedDict
+
+from fmlora_dist import __version__
+from fmlora_dist.errors import InUseError, UserError
+
+__all__ = ["Outcome", "RunFailedError", "Trial", "main", "run_trial", "start_run", "supervise"]
+
+_PR_SET_PDEATHSIG = 1
+_LOOK_EVERY = 0.5
+"""Seconds between looks at a run's processes and its events."""
+
+
+class Trial(TypedDict):
+    """What Ray hands to a worker."""
+
+    name: str
+    """Name of the run's directory."""
+    config: dict[str, Any]
+    """The run's config, as nested plain values."""
+    folder: str
+    """The run's directory."""
+    cwd: str
+    """Where the grid was started: relative paths of the config are meant from there."""
+    version: str
+    """Of the package, where the grid was started."""
+    processes: int
+    """Processes of the run; those but the first are in further bundles of the trial's placement group."""
+    bundle: dict[str, float]
+    """What each of them holds."""
+    stall_timeout: float
+    """Seconds without an event of the run, after which it is taken for hanging; 0: it is never."""
+
+
+class Outcome(TypedDict):
+    """How a run ended."""
+
+    status: str
+    """done, failed, stalled; or, for what another try would not mend: refused (a mistake), busy (another process works
+    on it), unfit (no run can work there: another version of the package, or the output folder is not shared)."""
+    exit_code: int
+    """Of the first process that failed; with a negative code it was ended by a signal."""
+    message: str
+    """Why, as far as the run itself does not say it."""
+    host: str
+
+
+class RunFailedError(Exception):
+    """Raised to Ray, so that the run is placed again."""
+
+
+def run_trial(config: dict[str, Any]) -> None:
+    """Ray Tune's function for one trial: run it to its end, and report how it ended.
+
+    Raises:
+        RunFailedError: the run should be tried again; what it has to say stands in its own directory.
+    """
+    from ray import tune
+
+    trial: Trial = config["trial"]
+    try:
+        outcome = _unfit(trial) or _run(trial)
+    except Exception as error:  # of this side: no run could be started
+        message = f"its trial failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        outcome = Outcome(status="failed", exit_code=1, message=message, host=socket.gethostname())
+    tune.report(dict(outcome))
+    if outcome["status"] in ("failed", "stalled"):
+        raise RunFailedError(f"{trial['name']}: {outcome['status']}, exit code {outcome['exit_code']}")
+
+
+def _run(trial: Trial) -> Outcome:
+    if trial["processes"] == 1:
+        with start_run(trial) as process:
+            return supervise(trial, [process])
+    from cluster.bundles import Ranks  # needs Ray
+
+    with Ranks(trial) as processes:
+        return supervise(trial, processes)
+
+
+def supervise(trial: Trial, processes: Sequence[Any]) -> Outcome:
+    """Wait until all processes have ended well, or one has not, or nothing has happened for too long; then end them.
+
+    Args:
+        trial: The run.
+        processes: Each with ``poll()``, its exit code or None, and ``stop()``.
+    """
+    events = Path(trial["folder"], "events.jsonl")
+    timeout = trial["stall_timeout"]
+    seen, since = _size(events), time.monotonic()
+    try:
+        while True:
+            codes = [process.poll() for process in processes]
+            failed = next((code for code in codes if code), None)
+            if failed is not None or None not in codes:
+                return _outcome(failed or 0)
+            size = _size(events)
+            if size != seen:
+                seen, since = size, time.monotonic()
+            if timeout and time.monotonic() - since > timeout:
+                message = f"no step for {timeout:g} s (--stall-timeout), so it was ended"
+                return Outcome(status="stalled", exit_code=-signal.SIGKILL, message=message, host=socket.gethostname())
+            processes[0].pause(_LOOK_EVERY)
+    finally:
+        for process in processes:
+            process.stop()
+
+
+class RunProcess:
+    """A process of a run on this machine, the head of a process group of its own. ``with`` ends it."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]"):
+        self.process = process
+
+    def poll(self) -> int | None:
+        """Its exit code, or None while it works."""
+        return self.process.poll()
+
+    def pause(self, seconds: float) -> None:
+        """Wait, no longer than until it ends."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(seconds)
+
+    def stop(self) -> None:
+        """End it and all that it has started."""
+        with contextlib.suppress(ProcessLookupError):  # all of it has ended
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def __enter__(self) -> "RunProcess":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+
+
+def start_run(trial: Trial, launched: Mapping[str, str] | None = None) -> RunProcess:
+    """One process of the run, which dies with this process; its output goes to the run's log.txt.
+
+    ``launched`` is what a launcher tells it: RANK, WORLD_SIZE, …; the only one if None.
+    """
+    # The config goes through the standard input: the worker may be on another machine, and may die at any moment.
+    run = ["-m", "fmlora_dist.cli", "run", "--config", "/dev/stdin", "--out", trial["folder"], "--resume"]
+    # Ray fixes the number of OpenMP threads by the CPUs of a trial; a run has its own setting, as when started by hand.
+    dropped = {"OMP_NUM_THREADS", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"}
+    environment = {name: value for name, value in os.environ.items() if name not in dropped} | dict(launched or {})
+    folder = Path(trial["folder"])
+    with contextlib.suppress(OSError):  # the run itself says what is wrong with its directory
+        folder.mkdir(parents=True, exist_ok=True)
+    with _log(folder) as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cluster.trial", str(os.getpid()), sys.executable, *run],
+            cwd=trial["cwd"],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    assert process.stdin is not None
+    with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
+        stdin.write(json.dumps(trial["config"]).encode())  # JSON is YAML
+    return RunProcess(process)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Become the command that follows the parent's process id."""
+    parent, *command = sys.argv[1:] if argv is None else argv
+    # Set here and not between fork and exec, where a worker with threads must not run Python; exec keeps it.
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(parent):
+            sys.exit("the trial that started this run is gone")
+    os.execv(command[0], command)
+
+
+def _unfit(trial: Trial) -> Outcome | None:
+    """Why no run of the grid can work on this host; None if they can."""
+    host = socket.gethostname()
+    if trial["version"] != __version__:
+        message = (
+            f"version: worker {host} has fmlora-dist {__version__}, but the grid was started by {trial['version']}; "
+            "install the same version on all nodes"
+        )
+    elif not Path(trial["folder"]).parent.is_dir():  # the grid has made it before it started anything
+        message = (
+            f"out: worker {host} does not see {Path(trial['folder']).parent}; expected a folder that all nodes share, "
+            "such as an NFS mount; choose another --out"
+        )
+    else:
+        return None
+    return Outcome(status="unfit", exit_code=UserError.exit_code, message=message, host=host)
+
+
+def _outcome(code: int) -> Outcome:
+    known = {0: "done", UserError.exit_code: "refused", InUseError.exit_code: "busy"}
+    return Outcome(status=known.get(code, "failed"), exit_code=code, message="", host=socket.gethostname())
+
+
+def _log(folder: Path) -> Any:
+    """The run's log.txt, to append to; nothing where it cannot be opened."""
+    try:
+        return open(folder / "log.txt", "ab")
+    except OSError:
+        return open(os.devnull, "ab")
+
+
+def _size(file: Path) -> int:
+    # The size and not the time of the last change, which another machine's clock may have written.
+    try:
+        return file.stat().st_size
+    except OSError:
+        return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""The processes of a run: who they are, which device each uses, how they reduce. The only file that names devices."""
+
+import importlib
+import os
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+
+from fmlora_dist.errors import UserError
+
+__all__ = ["World"]
+
+
+class World:
+    """This process among those that the launcher (deepspeed, torchrun, a grid) started; alone when none did.
+
+    Launchers set RANK, WORLD_SIZE, LOCAL_RANK and MASTER_ADDR / MASTER_PORT.
+    """
+
+    def __init__(self, device: str = "auto", threads: int | None = None):
+        """``device`` is 'auto', 'cpu', 'cuda' or 'cuda:N'; ``threads`` per process, all cores shared out if None.
+
+        Raises:
+            UserError: a device that does not exist here.
+        """
+        self.size = int(os.environ.get("WORLD_SIZE", "1"))
+        self.rank = int(os.environ.get("RANK", "0"))
+        self.local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        self.device = _choose_device(device, self.local_rank)
+        self.threads = threads or default_threads()
+        torch.set_num_threads(self.threads)
+        if self.on_gpu:
+            # The same config gives the same numbers: no atomics where there is another way.
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes the record."""
+        return self.rank == 0
+
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
+    def connect(self) -> None:
+        """Join the other processes (DeepSpeed's initialisation, so that its engines share the group)."""
+        if self.size == 1 or distributed.is_initialized():
+            return
+        import deepspeed
+
+        if not self.on_gpu:
+            # DeepSpeed would compile a shared-memory op here (over a minute, and a C++ compiler); gloo does without.
+            # By its full name, since deepspeed.comm's own attribute `torch` is torch itself.
+            vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if self.on_gpu else "cpu")
+        backend = "nccl" if self.on_gpu else "gloo"
+        deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(minutes=30), verbose=False)
+
+    def close(self) -> None:
+        """Leave the group, so that a process can end without the others' complaint."""
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum over all processes, as a new tensor (the same one in a single process)."""
+        if self.size == 1:
+            return values
+        total = values.detach().to(self.device, copy=True)
+        distributed.all_reduce(total)
+        return total.to(values.device)
+
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over all processes; a missing one counts as zero."""
+        if self.size == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        flat = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+        distributed.all_reduce(flat)
+        flat /= self.size
+        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+            assert parameter.grad is not None
+            parameter.grad.copy_(part.view_as(parameter))
+
+    def share(self, value: Any) -> Any:
+        """The main process's value, on every process."""
+        if self.size == 1:
+            return value
+        box = [value]
+        distributed.broadcast_object_list(box, src=0, device=self.device)
+        return box[0]
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            distributed.barrier()
+
+
+def default_threads() -> int:
+    """All cores that this process may use, shared out over the processes on this machine."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))))
+
+
+def _choose_device(device: str, local_rank: int) -> torch.device:
+    available = torch.cuda.is_available()
+    if device == "auto":
+        device = "cuda" if available else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        chosen = torch.device("meta")
+    if chosen.type not in ("cpu", "cuda"):
+        raise UserError(f"device: unknown '{device}'; expected auto, cpu, cuda or cuda:N")
+    if chosen.type == "cpu":
+        return torch.device("cpu")
+    if not available:
+        raise UserError(f"device: '{device}' was asked for, but torch sees no GPU here; use --device cpu or auto")
+    index = local_rank % torch.cuda.device_count() if chosen.index is None else chosen.index
+    if index >= torch.cuda.device_count():
+        raise UserError(f"device: '{device}' does not exist, torch sees {torch.cuda.device_count()} GPU(s)")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)

@@ -1,0 +1,1 @@
+"""What the suite costs, measured against what else does the same: `fmlora profile`."""

@@ -1,0 +1,1 @@
+"""The frozen transformer and what may be added to it."""

@@ -1,0 +1,96 @@
+"""One trial: how its processes' ends are told apart, and that none outlives it."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.trial import RunProcess, Trial, _unfit, start_run, supervise
+from fmlora_dist import __version__
+
+
+def trial(folder: Path, **changes: object) -> Trial:
+    values = {"name": "x", "config": {}, "folder": str(folder), "cwd": str(folder), "version": __version__}
+    values |= {"processes": 1, "bundle": {"CPU": 1.0}, "stall_timeout": 0.0}
+    return {**values, **changes}  # type: ignore[typeddict-item, return-value]
+
+
+def python(code: str) -> RunProcess:
+    return RunProcess(subprocess.Popen([sys.executable, "-c", code], start_new_session=True))
+
+
+def alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "code"),
+    [
+        ("pass", "done", 0),
+        ("raise SystemExit(1)", "failed", 1),
+        ("raise SystemExit(2)", "refused", 2),
+        ("raise SystemExit(75)", "busy", 75),
+        ("import os; os.kill(os.getpid(), 9)", "failed", -9),
+    ],
+)
+def test_the_way_a_process_ends_says_whether_another_try_would_help(
+    tmp_path: Path, ends: str, status: str, code: int
+) -> None:
+    outcome = supervise(trial(tmp_path), [python(ends)])
+    assert (outcome["status"], outcome["exit_code"]) == (status, code)
+
+
+def test_a_run_that_writes_no_event_for_too_long_is_ended(tmp_path: Path) -> None:
+    hanging = python("import time; time.sleep(600)")
+    started = time.monotonic()
+    outcome = supervise(trial(tmp_path, stall_timeout=1.0), [hanging])
+    assert outcome["status"] == "stalled" and "no step for 1 s (--stall-timeout)" in outcome["message"]
+    assert time.monotonic() - started < 10
+    assert not alive(hanging.process.pid)
+
+
+def test_a_slow_run_that_writes_events_goes_on(tmp_path: Path) -> None:
+    steps = "import time\nfor n in range(12):\n    open('events.jsonl', 'a').write('x\\n'); time.sleep(0.3)"
+    process = python(f"import os; os.chdir({str(tmp_path)!r})\n{steps}")
+    assert supervise(trial(tmp_path, stall_timeout=2.5), [process])["status"] == "done"
+
+
+def test_one_failed_process_ends_the_others_of_its_run(tmp_path: Path) -> None:
+    waiting, failing = python("import time; time.sleep(600)"), python("raise SystemExit(3)")
+    outcome = supervise(trial(tmp_path), [waiting, failing])
+    assert (outcome["status"], outcome["exit_code"]) == ("failed", 3)
+    assert not alive(waiting.process.pid)
+
+
+def test_a_run_waits_for_all_of_its_processes(tmp_path: Path) -> None:
+    quick, slow = python("pass"), python(f"import time; time.sleep(1); open({str(tmp_path / 'end')!r}, 'w')")
+    assert supervise(trial(tmp_path), [quick, slow])["status"] == "done"
+    assert (tmp_path / "end").exists()
+
+
+def test_a_config_that_no_run_accepts_is_refused_by_the_run_itself(tmp_path: Path) -> None:
+    with start_run(trial(tmp_path / "run", cwd=str(Path.cwd()), config={"benchmark": "nonsense"})) as process:
+        assert supervise(trial(tmp_path), [process])["status"] == "refused"
+    assert "unknown benchmark 'nonsense'" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_worker_with_another_version_of_the_package_refuses_with_both(tmp_path: Path) -> None:
+    outcome = _unfit(trial(tmp_path, version="0.0.1"))
+    assert outcome is not None and outcome["status"] == "unfit"
+    assert f"has fmlora-dist {__version__}, but the grid was started by 0.0.1" in outcome["message"]
+    assert _unfit(trial(tmp_path)) is None
+
+
+def test_a_worker_that_does_not_see_the_output_folder_refuses(tmp_path: Path) -> None:
+    outcome = _unfit(trial(tmp_path / "elsewhere" / "runs" / "x"))
+    assert outcome is not None and outcome["status"] == "unfit"
+    assert (
+        f"does not see {tmp_path / 'elsewhere' / 'runs'}; expected a folder that all nodes share" in outcome["message"]
+    )

@@ -1,0 +1,44 @@
+"""Run directories with a result.json as a run writes it."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def write_run(tmp_path: Path) -> Callable[..., Path]:
+    """``write_run(method, seed, acc, aaa, **fields of the result)`` -> its folder below ``tmp_path``."""
+
+    def write(method: str, seed: int, acc: float, aaa: float | None = 50.0, **fields: Any) -> Path:
+        n_tasks, benchmark = fields.get("n_tasks", 5), fields.get("benchmark", "icons")
+        shared = {"benchmark": benchmark, "n_tasks": n_tasks, "backbone": "tiny", "split": "0123456789abcdef" * 2}
+        shared |= fields.pop("shared", {})
+        recipe = {"method": {"name": method, "rank": 16}, "epochs": 3, "train": {"lr": 0.001}} | fields.pop(
+            "recipe", {}
+        )
+        result = {
+            "schema": 1,
+            "status": "complete",
+            "benchmark": benchmark,
+            "scenario": "cil",
+            "n_tasks": n_tasks,
+            "method": method,
+            "seed": seed,
+            "order_seed": seed,
+            "metrics": {"acc": acc, "aaa": aaa},
+            "protocol": {
+                "shared": shared,
+                "shared_hash": json.dumps(shared),
+                "recipe": recipe,
+                "recipe_hash": json.dumps(recipe),
+            },
+        } | fields
+        folder = tmp_path / "runs" / f"{benchmark}-{n_tasks}-{method}-s{seed}-{len(list(tmp_path.glob('runs/*')))}"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(result))
+        return folder
+
+    return write

@@ -1,0 +1,77 @@
+"""A run from config to result: what it measures, and that it is the same every time."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fmlora_dist.config import parse_config
+from fmlora_dist.distributed import World
+from fmlora_dist.errors import UserError
+from fmlora_dist.metrics import summarize
+from fmlora_dist.registry import list_methods
+from fmlora_dist.run import Run, evaluate, restore
+from running import assert_same_run, checkpoint, command, finished, result, run_arguments, tiny_data
+from tiny_benchmark import tiny_arguments
+
+
+@pytest.mark.parametrize("method", ["inflora", "finetune"])
+def test_the_same_config_gives_the_same_run_bit_for_bit(method: str, tmp_path: Path) -> None:
+    done = command(run_arguments(tmp_path / "again", method=method))
+    assert done.code == 0, done.err
+    assert_same_run(tmp_path / "again", finished(method))
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_every_method_runs_to_a_complete_result(method: str) -> None:
+    facts = result(finished(method))
+    rows = [3] if method == "joint" else [1, 2, 3]
+    assert [len(row) for row in facts["accuracy_matrix"]] == rows
+    assert len(facts["parameters"]["trainable"]) == len(facts["drift"]) == len(rows)
+    assert facts["metrics"] == summarize(facts["accuracy_matrix"], facts["test_sizes"])
+    assert facts["test_sizes"] == [16, 16, 16]
+    assert "complete" in facts["status"]
+
+
+def test_training_learns_what_there_is_to_learn(tmp_path: Path) -> None:
+    done = command(run_arguments(tmp_path / "run", method="joint", epochs=40, train__lr=3e-3))
+    assert done.code == 0, done.err
+    assert result(tmp_path / "run")["metrics"]["acc"] > 60, "twelve kinds of stripes; chance is 8.3"
+
+
+def test_the_drift_of_frozen_features_is_zero_and_of_trained_ones_is_not() -> None:
+    assert result(finished("frozen"))["drift"] == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
+    assert result(finished("finetune"))["drift"][0] == 0.0
+    assert min(result(finished("finetune"))["drift"][1:]) > 1e-4
+
+
+def test_what_is_stored_is_counted_without_the_backbone() -> None:
+    facts, (tensors, _) = result(finished("fmlora")), checkpoint(finished("fmlora"))
+    assert facts["parameters"]["stored"][-1] == sum(
+        value.numel() for name, value in tensors.items() if name.startswith("method/")
+    )
+    assert not any("backbone" in name for name in tensors)
+    whole = result(finished("finetune"))["parameters"]
+    assert whole["stored"][-1] > whole["backbone"]
+
+
+def test_evaluation_leaves_the_method_as_it_was() -> None:
+    method, data, precision = restore(finished("sdlora"), device="cpu")
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    first = evaluate(method, data, precision, data.n_tasks)
+    assert first == evaluate(method, data, precision, data.n_tasks, batch_size=5)
+    assert first == result(finished("sdlora"))["accuracy_matrix"][-1]
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+
+
+def test_whatever_is_wrong_is_said_when_the_run_is_made() -> None:
+    config, _ = parse_config(tiny_arguments(tiny_data(), tasks=7), prog="fmlora run")
+    with pytest.raises(UserError, match="tasks: found 7"):
+        Run(config, World("cpu", 1))
+
+
+def test_a_run_in_half_precision_is_a_run_too(tmp_path: Path) -> None:
+    done = command(run_arguments(tmp_path / "run", method="fmlora", train__precision="bf16"))
+    assert done.code == 0, done.err
+    assert result(tmp_path / "run")["protocol"]["recipe"]["train"]["precision"] == "bf16"
+    assert result(tmp_path / "run")["drift"] != result(finished("fmlora"))["drift"]
