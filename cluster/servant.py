@@ -88,7 +88,9 @@ def ray_cluster(scratch: Path, console: Console) -> Iterator[None]:
         }
     with console.status("starting Ray"):
         import ray
+        from ray._raylet import Config  # type: ignore[attr-defined]  # of the compiled part
 
+        Config.initialize("")  # what Ray read of the environment when somebody first imported it holds no longer
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
         except (ConnectionError, RuntimeError, ValueError) as error:

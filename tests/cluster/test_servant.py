@@ -2,6 +2,9 @@
 
 import fcntl
 import json
+import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from cluster.plan import PlannedRun, Resources
 from cluster.servant import scratch_folder
 from fmlora_dist.config import make_config
 from fmlora_dist.errors import UserError
+from running import REPOSITORY
 
 
 def planned(**resources: object) -> PlannedRun:
@@ -41,6 +45,25 @@ def test_the_scratch_folder_goes_away_and_takes_those_of_dead_owners_with_it(tem
             assert mine != another and mine.is_dir() and another.is_dir()
             assert not stale.exists()
         assert sorted(folder.name for folder in temporary.iterdir()) == ["fmlora-other", "fmlora-ray-live"]
+
+
+def test_ray_starts_with_its_token_where_it_was_imported_before() -> None:
+    script = (
+        "import sys, ray\n"
+        "from pathlib import Path\n"
+        "from rich.console import Console\n"
+        "from cluster.servant import ray_cluster, scratch_folder\n"
+        "with scratch_folder() as scratch, ray_cluster(scratch, Console(quiet=True)):\n"
+        "    from ray._raylet import AuthenticationMode, get_authentication_mode\n"
+        "    assert get_authentication_mode() == AuthenticationMode.TOKEN\n"
+        "    print(ray.cluster_resources()['CPU'])\n"
+    )
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    ended = subprocess.run(
+        [sys.executable, "-c", script], cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert float(ended.stdout) >= 1
 
 
 @pytest.mark.parametrize(
