@@ -67,16 +67,17 @@ def run(argv: Sequence[str]) -> int:
     record = RunDirectory(out)
     if world.main:
         record.check(config, resume=arguments.resume)
-    if record.complete and arguments.resume:
+    if arguments.resume and (result := record.result()):
         if world.main:
-            metrics = record.result()["metrics"]
-            print(f"{out} is complete: Acc {metrics['acc']:.2f}")
+            print(f"{out} is complete: Acc {result['metrics']['acc']:.2f}")
         return 0
     with explain_memory():
         ready = Run(config, world)
     if world.main:
         record.open(config)
     try:
+        if world.main and (aside := record.set_result_aside()):
+            print(f"{record.result_file} cannot be read; it is now {aside.name}, and the run is repeated")
         with show(record, enabled=world.main), explain_memory():
             ready.go(record)
     except UserError as error:

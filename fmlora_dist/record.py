@@ -29,9 +29,11 @@ from fmlora_dist import __version__
 from fmlora_dist.config import RunConfig, make_config, read_yaml
 from fmlora_dist.errors import InUseError, UserError
 
-__all__ = ["SCHEMA", "RunDirectory", "build_result", "write_atomically"]
+__all__ = ["SCHEMA", "RunDirectory", "build_result", "load_result", "write_atomically"]
 
 SCHEMA = 1
+_FIELDS = {"benchmark": str, "method": str, "n_tasks": int, "seed": int, "metrics": dict}
+"""Without these no run is complete."""
 
 
 @contextmanager
@@ -149,17 +151,20 @@ class RunDirectory:
     def complete(self) -> bool:
         return self.result_file.exists()
 
-    def result(self) -> dict[str, Any]:
-        """The complete run's result."""
-        return json.loads(self.result_file.read_text())
+    def result(self) -> dict[str, Any] | None:
+        """The complete run's result; None where there is none, or none that can be read."""
+        try:
+            return load_result(self.result_file)
+        except ValueError:
+            return None
 
     def set_result_aside(self) -> Path | None:
-        """Rename a result that is there, whatever it holds, so that the run counts as not complete; gives its new path.
+        """Rename a result that cannot be read, so that the run counts as not complete; gives its new path.
 
         Raises:
             UserError: it cannot be renamed.
         """
-        if not self.complete:
+        if not self.complete or self.result():
             return None
         numbers = itertools.count(1)
         aside = next(p for n in numbers if not (p := self.folder / f"result.json.broken-{n}").exists())
@@ -227,6 +232,30 @@ class RunDirectory:
             raise UserError(
                 f"checkpoint: {self.checkpoint_file} is damaged ({error}); remove it to start the run anew"
             ) from error
+
+
+def load_result(file: Path) -> dict[str, Any]:
+    """A complete run's result.json.
+
+    Raises:
+        ValueError: it cannot be read, is of another schema, or of a run that is not complete.
+    """
+    try:
+        result = json.loads(file.read_bytes())
+    except OSError as error:
+        raise ValueError(f"cannot be read: {error.strerror}") from error
+    except ValueError as error:  # JSON or UTF-8
+        raise ValueError(f"is no JSON: {error}") from error
+    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
+        found = result.get("schema") if isinstance(result, dict) else type(result).__name__
+        raise ValueError(f"has schema {found!r}, expected {SCHEMA}")
+    if result.get("status") != "complete":
+        raise ValueError(f"has status {result.get('status')!r}, expected 'complete'")
+    invalid = [name for name, kind in _FIELDS.items() if not isinstance(result.get(name), kind)]
+    invalid += [] if invalid or type(result["metrics"].get("acc")) in (int, float) else ["metrics.acc"]
+    if invalid:
+        raise ValueError(f"has no valid '{invalid[0]}'")
+    return result
 
 
 def build_result(

@@ -1,6 +1,7 @@
 """Kill -9 at any moment, then --resume: the same run, bit for bit."""
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,17 @@ from fmlora_dist.engine import Engine
 from fmlora_dist.record import RunDirectory
 from fmlora_dist.registry import list_methods
 from fmlora_dist.run import Run
-from running import assert_same_run, checkpoint, command, events, finished, result, run_arguments, tiny_data
+from running import (
+    assert_same_run,
+    checkpoint,
+    command,
+    events,
+    finished,
+    result,
+    run_arguments,
+    tiny_data,
+    two_processes,
+)
 from tiny_benchmark import tiny_arguments
 
 METHODS = ("fmlora", "inflora", "sdlora")
@@ -165,6 +176,35 @@ def test_resume_of_a_complete_run_says_so_and_changes_nothing(tmp_path: Path) ->
     assert (done.code, done.err) == (0, "")
     assert f"{out} is complete: Acc {result(out)['metrics']['acc']:.2f}" in done.out
     assert {path.name: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("text", ["", '{"schema": 1, "status"', "[]", '{"schema": 1, "status": "complete"}'])
+def test_a_corrupt_result_is_set_aside_and_the_run_goes_on_from_its_last_checkpoint(text: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    words = run_arguments(out, method="fmlora")
+    assert command(words, kill_at_replace=(6, True)).code == -9  # in task 2, after an epoch
+    (out / "result.json").write_text(text)
+    (out / "result.json.broken-1").write_text("of another time")
+    done = command([*words, "--resume"])
+    assert (done.code, done.err) == (0, "")
+    (line,) = [line for line in done.out.splitlines() if "result.json" in line]
+    assert line == f"{out}/result.json cannot be read; it is now result.json.broken-2, and the run is repeated"
+    assert (out / "result.json.broken-2").read_text() == text
+    assert (out / "result.json.broken-1").read_text() == "of another time"
+    assert events(out)[-1]["event"] == "complete"
+    assert [event for event in events(out) if event["event"] == "start"][-1]["resumed_at"] == {"task": 2, "epoch": 1}
+    assert_same_run(out, finished("fmlora"))
+
+
+def test_two_processes_set_a_corrupt_result_aside_once(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished("frozen"), out)
+    (out / "result.json").write_text("{")
+    both = two_processes([*run_arguments(out, method="frozen"), "--resume"])
+    assert [(done.code, done.err) for done in both] == [(0, ""), (0, "")]
+    assert [done.out.count("it is now result.json.broken-1") for done in both] == [1, 0]
+    assert result(out)["accuracy_matrix"] == result(finished("frozen"))["accuracy_matrix"]
+    assert not (out / "result.json.broken-2").exists()
 
 
 def test_a_run_that_is_in_progress_is_not_entered_by_a_second_process(tmp_path: Path) -> None:

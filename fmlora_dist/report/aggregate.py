@@ -1,6 +1,5 @@
 """Finished runs of any number of folders, and their figures over seeds."""
 
-import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -10,11 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fmlora_dist.errors import UserError
-from fmlora_dist.record import SCHEMA
+from fmlora_dist.record import load_result
 
 __all__ = ["Column", "Run", "Runs", "Spread", "columns", "flatten", "read_result", "read_runs", "spread"]
-
-_FIELDS = {"benchmark": str, "method": str, "n_tasks": int, "seed": int, "metrics": dict}
 
 
 class Column(NamedTuple):
@@ -82,21 +79,7 @@ def read_result(file: Path) -> Run:
     Raises:
         ValueError: it cannot be read, is of another schema, or of a run that is not complete.
     """
-    try:
-        result = json.loads(file.read_bytes())
-    except OSError as error:
-        raise ValueError(f"cannot be read: {error.strerror}") from error
-    except ValueError as error:  # JSON or UTF-8
-        raise ValueError(f"is no JSON: {error}") from error
-    if not isinstance(result, dict) or result.get("schema") != SCHEMA:
-        found = result.get("schema") if isinstance(result, dict) else type(result).__name__
-        raise ValueError(f"has schema {found!r}, expected {SCHEMA}")
-    if result.get("status") != "complete":
-        raise ValueError(f"has status {result.get('status')!r}, expected 'complete'")
-    invalid = [name for name, kind in _FIELDS.items() if not isinstance(result.get(name), kind)]
-    invalid += [] if invalid or type(result["metrics"].get("acc")) in (int, float) else ["metrics.acc"]
-    if invalid:
-        raise ValueError(f"has no valid '{invalid[0]}'")
+    result = load_result(file)
     protocol = result.get("protocol") or {}
     return Run(
         folder=file.parent,
