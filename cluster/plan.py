@@ -290,6 +290,8 @@ def _expand(grid: Grid) -> Iterator[tuple[Axis, dict[str, Any], Resources, str]]
         needs = _valid(Resources, resources, f"grid {grid.name}: method {choice.name} on {axis.benchmark}: resources")
         # A process has as many threads as it has cores, so that a run does not depend on where it is planned.
         settings.setdefault("threads", max(1, int(needs.bundle()["CPU"])))
+        if not needs.gpus:
+            settings.setdefault("device", "cpu")  # auto would take a GPU that Ray has given to another run
         settings.setdefault("method", {})
         own = choice.model_extra or {}
         method = {"name": choice.name, **own, **((override.model_extra or {}) if override else {})}

@@ -91,6 +91,13 @@ def test_settings_merge_from_the_grid_to_the_sweep(write, tmp_path: Path) -> Non
     assert run.config.threads == 2, "as many as its cores, unless the settings say otherwise"
 
 
+def test_only_runs_that_ask_for_gpus_look_for_one(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    methods = ["frozen", {"name": "lora", "resources": {"gpus": 0.5}}]
+    assert [run.config.device for run in plan_runs(load_grid(write(methods=methods)), tmp_path)] == ["cpu", "auto"]
+    told = write(methods=methods, settings={"device": "cuda:1"})
+    assert [run.config.device for run in plan_runs(load_grid(told), tmp_path)] == ["cuda:1"] * 2
+
+
 def test_a_data_root_holds_one_folder_a_benchmark(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(UserError, match=f"found no folder {tmp_path}/imagenet_r"):
         plan_runs(load_grid("paper"), tmp_path, data_root=str(tmp_path), check=True)
