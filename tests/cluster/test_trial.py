@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -49,10 +48,8 @@ def test_the_way_a_process_ends_says_whether_another_try_would_help(
 
 def test_a_run_that_writes_no_event_for_too_long_is_ended(tmp_path: Path) -> None:
     hanging = python("import time; time.sleep(600)")
-    started = time.monotonic()
     outcome = supervise(trial(tmp_path, stall_timeout=1.0), [hanging])
     assert outcome["status"] == "stalled" and "no step for 1 s (--stall-timeout)" in outcome["message"]
-    assert time.monotonic() - started < 10
     assert not alive(hanging.process.pid)
 
 
