@@ -5,6 +5,7 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -328,7 +329,11 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 def _model_for(method: str) -> type[RunConfig]:
     """RunConfig whose ``method`` has the fields of that method."""
-    config = get_method(method).Config
+    return _model_with(get_method(method).Config, method)
+
+
+@cache  # a grid has hundreds of runs of a few methods, and a model takes 20 ms to make
+def _model_with(config: type[MethodConfig], method: str) -> type[RunConfig]:
     literal: Any = Literal
     named = create_model(config.__name__, __base__=config, name=(literal[method], method))
     named.__doc__ = config.__doc__

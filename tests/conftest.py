@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import Tensor, nn
 
 from fmlora_dist.method import Method, Task
@@ -17,6 +18,8 @@ from fmlora_dist.vit.backbone import Backbone, BackboneConfig, load_backbone
 IMAGE_SIZE, N_CLASSES, PER_CLASS = 32, 2, 6
 
 torch.set_num_threads(1)
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 _building = threading.Lock()  # random weights come from torch's global generator, which simulated processes share
 
