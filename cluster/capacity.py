@@ -37,7 +37,9 @@ def cluster_nodes() -> list[Node]:
 
 
 def nodes_to_come(bootstrap: Path = _BOOTSTRAP) -> list[Node]:
-    """All nodes that the cluster's autoscaler may have at once; empty where there is none."""
+    """All nodes that the autoscaler of the cluster at RAY_ADDRESS may have at once; empty where there is none."""
+    if os.environ.get("RAY_ADDRESS", "local") == "local":
+        return []  # even on a cluster's head: a Ray of this machine alone stays alone
     try:
         config: Any = yaml.safe_load(bootstrap.expanduser().read_text(encoding="utf-8"))
         types = config["available_node_types"]

@@ -81,13 +81,16 @@ def test_more_than_the_cluster_has_is_refused(asked: dict[str, object], message:
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_what_an_autoscaler_could_add_counts(tmp_path: Path) -> None:
+def test_what_an_autoscaler_could_add_counts_on_its_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "bootstrap.yaml"
     types = {
         "head": {"resources": {"CPU": 4}},
         "gpu": {"resources": {"CPU": 16, "GPU": 8}, "min_workers": 0, "max_workers": 3},
     }
     file.write_text(yaml.safe_dump({"max_workers": 2, "head_node_type": "head", "available_node_types": types}))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    assert nodes_to_come(file) == [], "this machine alone"
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
     to_come = nodes_to_come(file)
     assert sorted(node.get("GPU", 0.0) for node in to_come) == [0.0, 8.0, 8.0]
     now = [{"CPU": 4.0}]
@@ -98,7 +101,10 @@ def test_what_an_autoscaler_could_add_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "a: [", "available_node_types: 3"])
-def test_a_machine_without_an_autoscaler_expects_no_nodes(tmp_path: Path, text: str) -> None:
+def test_a_cluster_without_an_autoscaler_expects_no_nodes(
+    tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
     (tmp_path / "x.yaml").write_text(text)
     assert nodes_to_come(tmp_path / "x.yaml") == nodes_to_come(tmp_path / "none.yaml") == []
 
