@@ -5,6 +5,7 @@ number of processes nor the stage.
 """
 
 import gc
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -33,6 +34,8 @@ class Zero:
         """``parameters`` are those that train; ``options`` a complete DeepSpeed config."""
         import deepspeed
 
+        # DeepSpeed calls by their old names what torch has renamed, several times a step; that is nothing to a user.
+        warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
         self.stage = int(options.get("zero_optimization", {}).get("stage", 0))
         self._loss, self._parameters, self._optimizer = loss, parameters, optimizer
         self._own = [(parameter, set(vars(parameter))) for parameter in loss.parameters()]

@@ -20,7 +20,7 @@ from fmlora_dist.data import TaskView
 from fmlora_dist.distributed import World
 from fmlora_dist.record import RunDirectory
 from fmlora_dist.run import Run
-from observing import count_engines, count_hooks
+from observing import count_engines, count_hooks, forget
 from tiny_benchmark import tiny_arguments
 
 
@@ -47,9 +47,11 @@ class Watched(Run):
 
 if __name__ == "__main__":
     folder, data, cases = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
+    world = World("cpu", 1)
+    world.connect()
     for name, fields in json.loads(cases).items():
+        forget()
         config, _ = parse_config(tiny_arguments(Path(data), **fields), prog="fmlora run")
-        world = World(config.device, config.threads)
         run, record = Watched(config, world), RunDirectory(Path(folder) / name)
         if world.main:
             record.open(config)
@@ -57,4 +59,4 @@ if __name__ == "__main__":
         record.close()
         (Path(folder) / f"{name}-{world.rank}.json").write_text(json.dumps(run.held))
         del run, record
-    World("cpu", 1).close()
+    world.close()

@@ -28,8 +28,18 @@ def watched_arguments(data: Path, method: str, **fields: object) -> list[str]:
     return tiny_arguments(data, **({"method": method, "tasks": 4, "batch_size": 7} | fields))
 
 
-def observe(out: Path, data: Path, method: str, **fields: object) -> dict[str, Any]:
-    """Run a method, and give what this process saw."""
+class _Stopped(Exception):
+    pass
+
+
+def forget() -> None:
+    """Leave out what exists by now where engines or garbage are looked for, which is slow with DeepSpeed imported."""
+    gc.collect()
+    gc.freeze()
+
+
+def observe(out: Path, data: Path, method: str, *, stop_after: int | None = None, **fields: object) -> dict[str, Any]:
+    """Run a method, or go on with it, and give what this process saw; it is left unfinished after that many steps."""
     config, _ = parse_config(watched_arguments(data, method, **fields), prog="fmlora run")
     world = World(config.device, config.threads)
     run, record = Run(config, world), RunDirectory(out)
@@ -39,6 +49,9 @@ def observe(out: Path, data: Path, method: str, **fields: object) -> dict[str, A
     step, close, augmented = Engine.step, Engine.close, RunData.augmented
 
     def watched_step(self: Engine, images: Tensor, labels: Tensor, weight: float) -> Tensor:
+        if len(seen["losses"]) == stop_after:
+            self.close()
+            raise _Stopped
         loss = step(self, images, labels, weight)
         seen["losses"].append(loss.item())
         return loss
@@ -60,6 +73,8 @@ def observe(out: Path, data: Path, method: str, **fields: object) -> dict[str, A
     RunData.augmented = watched_augmented  # type: ignore[method-assign]
     try:
         run.go(record)
+    except _Stopped:
+        pass
     finally:
         Engine.step, Engine.close = step, close  # type: ignore[method-assign]
         RunData.augmented = augmented  # type: ignore[method-assign]
@@ -88,6 +103,7 @@ def _backend() -> str:
 if __name__ == "__main__":
     words = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
     for name in words[2:]:
+        forget()
         facts = observe(Path(words[0]) / name, Path(words[1]), name)
         (Path(words[0]) / f"{name}-{World('cpu', 1).rank}.json").write_text(json.dumps(facts))
     World("cpu", 1).close()

@@ -1,6 +1,7 @@
 """Runs under DeepSpeed's stages, for the launcher: ``staging.py FOLDER DATA CASES`` does them one after another.
 
-CASES is JSON, {name: fields of the run}; ``FOLDER/NAME-RANK.json`` tells what each process saw (see ``observing``).
+CASES is JSON, {name: list of fields of the run}: after the first, each goes on in the run's directory where the one
+before has stopped. ``FOLDER/NAME-RANK.json`` lists what each process saw (see ``observing``).
 """
 
 import json
@@ -8,11 +9,16 @@ import sys
 from pathlib import Path
 
 from fmlora_dist.distributed import World
-from observing import observe
+from observing import forget, observe
 
 if __name__ == "__main__":
     folder, data, cases = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
-    for name, fields in json.loads(cases).items():
-        seen = observe(Path(folder) / name, Path(data), **fields)
-        (Path(folder) / f"{name}-{World('cpu', 1).rank}.json").write_text(json.dumps(seen))
-    World("cpu", 1).close()
+    world = World("cpu", 1)
+    world.connect()
+    for name, parts in json.loads(cases).items():
+        seen = []
+        for fields in parts:
+            forget()
+            seen.append(observe(Path(folder) / name, Path(data), **fields))
+        (Path(folder) / f"{name}-{world.rank}.json").write_text(json.dumps(seen))
+    world.close()
