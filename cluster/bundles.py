@@ -16,6 +16,7 @@ import ray
 from ray.util import get_current_placement_group, get_node_ip_address
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from cluster.output import open_output
 from cluster.trial import RunProcess, Trial, start_run
 from fmlora_dist import __version__
 from fmlora_dist.errors import UserError
@@ -83,7 +84,10 @@ class _Rank:
         """The exit code of process ``rank``."""
         if trial["version"] != __version__:
             return UserError.exit_code
-        with start_run(trial, launched(rank, size, address, port)) as process:
+        with (
+            open_output(trial["out"]).beside(trial["name"], rank) as folder,
+            start_run({**trial, "folder": str(folder)}, launched(rank, size, address, port)) as process,
+        ):
             return process.process.wait()
 
 

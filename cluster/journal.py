@@ -1,6 +1,7 @@
 """The grid's own event log: what was started where, what was tried again, what failed; JSON lines, only appended to.
 
-Several grids may write into one: each line is appended by one call.
+Several grids may write into one: each line is appended by one call. In an object store each start of a grid has one of
+its own: events.jsonl, events-2.jsonl, …
 """
 
 import json
@@ -15,11 +16,11 @@ __all__ = ["Journal"]
 
 
 class Journal:
-    """``events.jsonl`` in a grid's output folder."""
+    """A log in a grid's output folder."""
 
-    def __init__(self, out: Path, grid: str):
+    def __init__(self, out: Path, grid: str, name: str = "events.jsonl"):
         """Raises ``UserError`` when the folder cannot be written."""
-        self.file = out / "events.jsonl"
+        self.file = out / name
         self.grid = grid
         self.broken = ""
         """Why lines were lost; '' when none were. A full disk must not stop the runs that still have room."""
@@ -44,8 +45,9 @@ class Journal:
     @staticmethod
     def read(out: Path) -> list[dict[str, Any]]:
         """All events; lines that a kill has cut are left out."""
+        files = sorted(out.glob("events*.jsonl"), key=lambda file: (len(file.name), file.name))
         try:
-            lines = (out / "events.jsonl").read_bytes().splitlines()
+            lines = [line for file in files for line in file.read_bytes().splitlines()]
         except OSError:
             return []
         events = []

@@ -13,11 +13,11 @@ from rich.text import Text
 from cluster.capacity import local_cores
 from cluster.estimate import Estimate, estimate, load_profile
 from cluster.journal import Journal
+from cluster.output import Output, open_output
 from cluster.plan import Grid, PlannedRun, load_grid, plan_runs
 from cluster.simulate import makespan
 from cluster.watch import show_duration
 from fmlora_dist.errors import UserError
-from fmlora_dist.record import RunDirectory
 from fmlora_dist.report.aggregate import read_runs
 from fmlora_dist.report.tables import print_comparison, write_report
 
@@ -66,8 +66,8 @@ class Cluster:
         return f"{self.nodes} node{'s' if self.nodes > 1 else ''} of {' and '.join(facts)}"
 
 
-def run_grid(name_or_path: str, out: Path, console: Console, options: Options | None = None) -> int:
-    """Run what is not finished of a grid, print its comparison table and write it into ``out``.
+def run_grid(name_or_path: str, out: Path | str, console: Console, options: Options | None = None) -> int:
+    """Run what is not finished of a grid, print its comparison table and write it into ``out``, a folder or URL.
 
     Returns:
         0 when every run is complete, 1 when one failed, 130 when it was interrupted.
@@ -77,7 +77,12 @@ def run_grid(name_or_path: str, out: Path, console: Console, options: Options | 
     """
     options = options or Options()
     grid = load_grid(name_or_path)
-    out = _local(out)
+    with open_output(out).opened() as output:
+        return _run_grid(name_or_path, grid, output, console, options)
+
+
+def _run_grid(name_or_path: str, grid: Grid, output: Output, console: Console, options: Options) -> int:
+    out = output.folder
     runs = plan_runs(grid, out, data_root=options.data_root)
     profile = load_profile(options.profile) if options.profile else None
     waiting = [run for run in runs if not run.finished]
@@ -85,16 +90,17 @@ def run_grid(name_or_path: str, out: Path, console: Console, options: Options | 
     console.print(f"grid {grid.name}: {len(runs)} runs, {done} finished, {len(waiting)} to run", highlight=False)
     failed: dict[str, str] = {}
     if waiting:
-        journal = Journal(out, grid.name)
+        journal = Journal(out, grid.name, output.begin())
         for run in waiting:
-            _set_aside(run, journal, console)
+            _set_aside(run, output, journal, console)
         expected = estimate(runs, Journal.seconds(out), profile)
+        output.update([run.name for run in waiting])
         try:
-            failed = _work(grid, runs, _longest_first(waiting, expected), out, options, journal, console)
+            failed = _work(grid, runs, _longest_first(waiting, expected), output, options, journal, console)
         except KeyboardInterrupt:
             journal.write("stop")
             ready = sum(run.finished for run in runs)
-            again = shlex.join(["fmlora", "grid", name_or_path, "--out", str(out)])
+            again = shlex.join(["fmlora", "grid", name_or_path, "--out", output.where])
             console.print(
                 f"stopped, {ready} of {len(runs)} runs are done; start the same command again to go on from the last "
                 f"checkpoints: {again}",
@@ -105,23 +111,28 @@ def run_grid(name_or_path: str, out: Path, console: Console, options: Options | 
         if journal.broken:
             _say(console, f"the grid's event log lacks lines: {journal.broken}", "yellow")
     for name, message in failed.items():
-        _say(console, f"failed: {name}: {message} (log: {out / 'runs' / name / 'log.txt'})", "red")
+        _say(console, f"failed: {name}: {message} (log: {output.where}/runs/{name}/log.txt)", "red")
     results = read_runs(run.folder for run in runs if run.finished)
     if results.runs:
         print_comparison(results, console)
-        written = write_report(results, out)
-        console.print(f"written: {', '.join(str(path) for path in written)}", highlight=False, soft_wrap=True)
+        written = [f"{output.where}/{path.relative_to(out)}" for path in write_report(results, out)]
+        output.update(())
+        console.print(f"written: {', '.join(written)}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
 
 
-def print_plan(name_or_path: str, out: Path, console: Console, options: Options, cluster: Cluster) -> int:
+def print_plan(name_or_path: str, out: Path | str, console: Console, options: Options, cluster: Cluster) -> int:
     """Say what a grid would run and how long that would take; nothing is started or written. Gives 0.
 
     Raises:
         UserError: a grid that cannot be run, or that asks for more than the cluster has.
     """
     grid = load_grid(name_or_path)
-    out = _local(out)
+    with open_output(out).opened() as output:
+        return _print_plan(grid, output.folder, console, options, cluster)
+
+
+def _print_plan(grid: Grid, out: Path, console: Console, options: Options, cluster: Cluster) -> int:
     runs = plan_runs(grid, out, data_root=options.data_root, check=bool(options.data_root))
     expected = estimate(runs, Journal.seconds(out), load_profile(options.profile) if options.profile else None)
     waiting = [run for run in runs if not run.finished]
@@ -143,7 +154,7 @@ def _work(
     grid: Grid,
     runs: Sequence[PlannedRun],
     waiting: Sequence[PlannedRun],
-    out: Path,
+    output: Output,
     options: Options,
     journal: Journal,
     console: Console,
@@ -159,30 +170,33 @@ def _work(
     journal.write("grid", runs=len(runs), waiting=len(waiting))
     while waiting:
         placing = Placing(
+            output=output,
             retries=options.retries,
             stall_timeout=options.stall_timeout,
-            trackers=make_trackers(options.trackers, grid.name, out, warn),
+            trackers=make_trackers(options.trackers, grid.name, output.folder, warn),
         )
         states = place(runs, waiting, placing, journal, console)
+        output.update([run.name for run in waiting])
         failed |= {state.folder.name: state.message for state in states if state.status == "failed"}
         elsewhere = {state.folder.name for state in states if state.status == "elsewhere"}
-        waiting = _wait([run for run in runs if run.name in elsewhere], console)
+        waiting = _wait([run for run in runs if run.name in elsewhere], output, console)
     journal.write("end", failed=sorted(failed))
     return failed
 
 
-def _wait(busy: list[PlannedRun], console: Console) -> list[PlannedRun]:
+def _wait(busy: list[PlannedRun], output: Output, console: Console) -> list[PlannedRun]:
     """Wait until another grid has let go of all these runs; gives those that it has not finished."""
     if busy:
         _say(console, f"waiting for {len(busy)} runs that another grid works on")
-    while any(RunDirectory(run.folder).busy for run in busy):
+    while any(output.busy(run.name) for run in busy):
         time.sleep(_LOOK_EVERY)
+    output.update([run.name for run in busy])
     return [run for run in busy if not run.finished]
 
 
-def _set_aside(run: PlannedRun, journal: Journal, console: Console) -> None:
+def _set_aside(run: PlannedRun, output: Output, journal: Journal, console: Console) -> None:
     """A result that cannot be read goes out of the way, so that the run is repeated."""
-    aside = RunDirectory(run.folder).set_result_aside()
+    aside = output.set_result_aside(run.name)
     if aside:
         message = f"{run.name}: its result.json cannot be read; it is now {aside.name}, and the run is repeated"
         _say(console, message, "yellow")
@@ -220,15 +234,6 @@ def _overview(grid: Grid, runs: Sequence[PlannedRun], expected: Estimate) -> Tab
         counts = (methods, seeds, len(some), sum(run.finished for run in some))
         table.add_row(*map(str, column), *map(str, counts), hours)
     return table
-
-
-def _local(out: Path) -> Path:
-    if out.parts and out.parts[0].endswith(":"):
-        raise UserError(
-            f"out: found a URL ({out}), expected a folder that all nodes share, such as an NFS mount: the runs' "
-            "locks and checkpoints lie in it"
-        )
-    return out.absolute()
 
 
 def _say(console: Console, text: str, style: str = "") -> None:

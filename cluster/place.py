@@ -3,6 +3,7 @@
 Ray is a servant: the record is the run directories. Its state lies in a scratch folder, and losing it loses nothing.
 """
 
+import json
 import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from rich.console import Console
 
 from cluster.capacity import check_requests, cluster_nodes, nodes_to_come
 from cluster.journal import Journal
+from cluster.output import Output
 from cluster.servant import ray_cluster, scratch_folder
 from cluster.track import Tracker
 from cluster.trial import Outcome, Trial, run_trial
@@ -35,6 +37,8 @@ _News = tuple[str, str, Mapping[str, Any]]
 class Placing:
     """How runs are placed, whatever they are."""
 
+    output: Output
+    """Where their records lie."""
     retries: int = 2
     """How often a run that fails is tried again."""
     stall_timeout: float = 1800.0
@@ -64,7 +68,7 @@ def place(
         states = {run.name: _state(run) for run in runs}
         for run in runs:
             if run not in waiting:
-                states[run.name].status = "done"
+                states[run.name].status, states[run.name].acc = "done", _acc(run)
         trials = [_trial(run, placing) for run in waiting]
         tuning = _Tuning(trials, placing.retries, scratch)
         desk = _Desk(states, journal)
@@ -72,12 +76,15 @@ def place(
             with Watch(states.values(), console, slots=slots) as watch:
                 _listen(states.values(), placing.trackers)
                 tuning.start()
-                while tuning.is_alive():
+                working = True
+                while working:
                     tuning.join(timeout=0.3)
-                    desk.take(tuning.news())
+                    working = tuning.is_alive()
+                    news = list(tuning.news())
+                    running = [name for name, state in states.items() if state.status == "running"]
+                    placing.output.refresh(running, [name for kind, name, _ in news if kind != "start"])
+                    desk.take(news)
                     watch.poll()
-                desk.take(tuning.news())
-                watch.poll()
         finally:
             for tracker in placing.trackers:
                 tracker.close()
@@ -226,11 +233,17 @@ def _state(run: "PlannedRun") -> RunState:
     return RunState(label=label, method=run.variant, folder=run.folder, n_tasks=config.tasks or 0)
 
 
+def _acc(run: "PlannedRun") -> float | None:
+    """Of a finished run, whose events may not be at hand."""
+    return float(json.loads((run.folder / "result.json").read_bytes())["metrics"]["acc"]) if run.finished else None
+
+
 def _trial(run: "PlannedRun", placing: Placing) -> Trial:
     return Trial(
         name=run.name,
         config=run.config.plain(),
-        folder=str(run.folder),
+        out=placing.output.where,
+        folder="",
         cwd=os.getcwd(),
         version=__version__,
         processes=run.resources.n_processes,

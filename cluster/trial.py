@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -33,8 +33,10 @@ class Trial(TypedDict):
     """Name of the run's directory."""
     config: dict[str, Any]
     """The run's config, as nested plain values."""
+    out: str
+    """Folder or URL of the grid."""
     folder: str
-    """The run's directory."""
+    """The run's directory on this worker, once it is checked out; '' before."""
     cwd: str
     """Where the grid was started: relative paths of the config are meant from there."""
     version: str
@@ -52,7 +54,7 @@ class Outcome(TypedDict):
 
     status: str
     """done, failed, stalled; or, for what another try would not mend: refused (a mistake), busy (another process works
-    on it), unfit (no run can work there: another version of the package, or the output folder is not shared)."""
+    on it), unfit (no run can work there: another version of the package, or the grid's output is not seen)."""
     exit_code: int
     """Of the first process that failed; with a negative code it was ended by a signal."""
     message: str
@@ -84,21 +86,37 @@ def run_trial(config: dict[str, Any]) -> None:
 
 
 def _run(trial: Trial) -> Outcome:
+    from cluster.output import open_output  # not for who becomes a run
+
+    try:
+        with open_output(trial["out"]).check_out(trial["name"]) as place:
+            trial = {**trial, "folder": str(place.folder)}
+            if (place.folder / "result.json").exists():  # another grid was quicker
+                return _outcome(0)
+            outcome = _work(trial, place.keep)
+            place.finish()
+            return outcome
+    except UserError as error:
+        return _outcome(error.exit_code, str(error))
+
+
+def _work(trial: Trial, keep: Callable[[], None]) -> Outcome:
     if trial["processes"] == 1:
         with start_run(trial) as process:
-            return supervise(trial, [process])
+            return supervise(trial, [process], keep)
     from cluster.bundles import Ranks  # needs Ray
 
     with Ranks(trial) as processes:
-        return supervise(trial, processes)
+        return supervise(trial, processes, keep)
 
 
-def supervise(trial: Trial, processes: Sequence[Any]) -> Outcome:
+def supervise(trial: Trial, processes: Sequence[Any], keep: Callable[[], None] = lambda: None) -> Outcome:
     """Wait until all processes have ended well, or one has not, or nothing has happened for too long; then end them.
 
     Args:
         trial: The run.
         processes: Each with ``poll()``, its exit code or None, and ``stop()``.
+        keep: Called now and then; an error that it raises ends them too.
     """
     events = Path(trial["folder"], "events.jsonl")
     timeout = trial["stall_timeout"]
@@ -115,6 +133,7 @@ def supervise(trial: Trial, processes: Sequence[Any]) -> Outcome:
             if timeout and time.monotonic() - since > timeout:
                 message = f"no step for {timeout:g} s (--stall-timeout), so it was ended"
                 return Outcome(status="stalled", exit_code=-signal.SIGKILL, message=message, host=socket.gethostname())
+            keep()
             processes[0].pause(_LOOK_EVERY)
     finally:
         for process in processes:
@@ -197,19 +216,19 @@ def _unfit(trial: Trial) -> Outcome | None:
             f"version: worker {host} has fmlora-dist {__version__}, but the grid was started by {trial['version']}; "
             "install the same version on all nodes"
         )
-    elif not Path(trial["folder"]).parent.is_dir():  # the grid has made it before it started anything
-        message = (
-            f"out: worker {host} does not see {Path(trial['folder']).parent}; expected a folder that all nodes share, "
-            "such as an NFS mount; choose another --out"
-        )
     else:
-        return None
-    return Outcome(status="unfit", exit_code=UserError.exit_code, message=message, host=host)
+        from cluster.output import open_output
+
+        try:
+            message = open_output(trial["out"]).unseen()
+        except UserError as error:
+            message = f"worker {host}: {error}"
+    return Outcome(status="unfit", exit_code=UserError.exit_code, message=message, host=host) if message else None
 
 
-def _outcome(code: int) -> Outcome:
+def _outcome(code: int, message: str = "") -> Outcome:
     known = {0: "done", UserError.exit_code: "refused", InUseError.exit_code: "busy"}
-    return Outcome(status=known.get(code, "failed"), exit_code=code, message="", host=socket.gethostname())
+    return Outcome(status=known.get(code, "failed"), exit_code=code, message=message, host=socket.gethostname())
 
 
 def _log(folder: Path) -> Any:

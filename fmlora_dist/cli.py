@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from rich.console import Console
@@ -119,12 +119,15 @@ def evaluate(argv: Sequence[str]) -> int:
 def report(argv: Sequence[str]) -> int:
     """Print the comparison table of finished runs: mean ± std over seeds of Acc and AAA."""
     parser = _parser("report", report.__doc__)
-    parser.add_argument("folders", type=Path, nargs="+", metavar="FOLDER", help="folders with runs in them")
+    parser.add_argument("folders", nargs="+", metavar="DIR_OR_URL", help="folders with runs in them, or their URLs")
     parser.add_argument("--out", type=Path, metavar="DIR", help="write tables.md and tables.csv there, too")
     arguments = parser.parse_args(argv)
+    from cluster.output import open_output
     from fmlora_dist.report import print_report
 
-    print_report(arguments.folders, Console(), out=arguments.out)
+    with ExitStack() as copies:
+        folders = [copies.enter_context(open_output(where).opened()).folder for where in arguments.folders]
+        print_report(folders, Console(), out=arguments.out)
     return 0
 
 
@@ -134,7 +137,7 @@ def grid(argv: Sequence[str], name: str | None = None) -> int:
     if name is None:
         parser.add_argument("name", metavar="NAME", help="name of a shipped grid, or a YAML file")
     add = parser.add_argument
-    add("--out", type=Path, metavar="DIR", help="folder of the results (default: results/<name>)")
+    add("--out", metavar="DIR_OR_URL", help="folder of the results, or its fsspec URL (default: results/<name>)")
     add("--data-root", default="", metavar="DIR", help="folder or URL that holds one folder of shards a benchmark")
     add("--resume", action="store_true", help="start only what is not complete, which is so without it, too")
     add("--retries", type=_whole, default=2, metavar="K", help="try a run that fails again up to K times (default: 2)")
@@ -156,7 +159,7 @@ def grid(argv: Sequence[str], name: str | None = None) -> int:
         stall_timeout=arguments.stall_timeout,
         trackers=arguments.tracker,
     )
-    out = arguments.out or Path("results") / Path(name).stem
+    out = arguments.out or f"results/{Path(name).stem}"
     if arguments.plan:
         cluster = Cluster(nodes=arguments.nodes, gpus=arguments.gpus_per_node, cpus=arguments.cpus_per_node)
         return print_plan(name, out, Console(), options, cluster)

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cluster.estimate import Profile, estimate, load_profile
 from cluster.journal import Journal
-from cluster.launch import Cluster, Options, print_plan, run_grid
+from cluster.launch import Cluster, Options, print_plan
 from cluster.plan import PlannedRun, load_grid, plan_runs
 from fmlora_dist.errors import UserError
 
@@ -111,11 +111,6 @@ def test_a_simulated_cluster_that_is_too_small_is_refused(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"does not fit the nodes \(2 nodes of 1 GPUs\)"):
         plan(name, tmp_path / "out", Cluster(nodes=2, gpus=1))
     assert "on 2 nodes of 4 GPUs: 0:20 simulated" in plan(name, tmp_path / "out", Cluster(nodes=2, gpus=4))
-
-
-def test_an_url_is_refused_as_the_folder_of_results(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="out: found a URL"):
-        run_grid(write_grid(tmp_path), Path("s3://bucket/x"), Console(quiet=True))
 
 
 def test_an_unknown_tracker_or_one_that_is_not_installed_is_refused(tmp_path: Path) -> None:

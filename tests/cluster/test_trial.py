@@ -12,7 +12,14 @@ from fmlora_dist import __version__
 
 
 def trial(folder: Path, **changes: object) -> Trial:
-    values = {"name": "x", "config": {}, "folder": str(folder), "cwd": str(folder), "version": __version__}
+    values = {
+        "name": "x",
+        "config": {},
+        "out": str(folder),
+        "folder": str(folder),
+        "cwd": str(folder),
+        "version": __version__,
+    }
     values |= {"processes": 1, "bundle": {"CPU": 1.0}, "stall_timeout": 0.0}
     return {**values, **changes}  # type: ignore[typeddict-item, return-value]
 
@@ -82,11 +89,12 @@ def test_a_worker_with_another_version_of_the_package_refuses_with_both(tmp_path
     outcome = _unfit(trial(tmp_path, version="0.0.1"))
     assert outcome is not None and outcome["status"] == "unfit"
     assert f"has fmlora-dist {__version__}, but the grid was started by 0.0.1" in outcome["message"]
+    (tmp_path / "runs").mkdir()
     assert _unfit(trial(tmp_path)) is None
 
 
 def test_a_worker_that_does_not_see_the_output_folder_refuses(tmp_path: Path) -> None:
-    outcome = _unfit(trial(tmp_path / "elsewhere" / "runs" / "x"))
+    outcome = _unfit(trial(tmp_path / "elsewhere"))
     assert outcome is not None and outcome["status"] == "unfit"
     assert (
         f"does not see {tmp_path / 'elsewhere' / 'runs'}; expected a folder that all nodes share" in outcome["message"]
