@@ -1,4 +1,4 @@
-"""What ``ray submit cluster/grid.yaml cluster/grid.py -- NAME --out FOLDER`` runs on the cluster's head.
+"""What ``ray submit cluster/grid.yaml cluster/grid.py -- NAME --out URL`` runs on the cluster's head.
 
 Ray copies this one file there, so all it does is to call the installed package: it is ``fmlora grid``, on the cluster
 that the head belongs to. (``fmlora grid`` by itself starts a Ray of this machine alone, unless RAY_ADDRESS says where.)

@@ -48,7 +48,9 @@ def test_it_copies_what_the_setup_installs_and_nothing_secret(config: Any) -> No
     assert not any(word in text for word in ("AKIA", "SECRET", "PASSWORD", "TOKEN", ".aws", ".netrc", ".ssh"))
 
 
-def test_readme_shows_the_submit_line_that_ray_takes() -> None:
+def test_readme_shows_the_submit_line_that_ray_takes(config: Any) -> None:
     readme = (REPOSITORY / "README.md").read_text()
-    assert "ray submit cluster/grid.yaml cluster/grid.py -- " in readme
+    (line,) = [line for line in readme.splitlines() if line.endswith("--out s3://bucket/paper")]
+    assert line.startswith("ray submit cluster/grid.yaml cluster/grid.py -- paper ")
+    assert any("pip install" in command and ".[s3]" in command for command in config["setup_commands"])
     assert "`ray submit cluster/grid.yaml` alone" in readme
