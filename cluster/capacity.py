@@ -3,13 +3,15 @@
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cluster.plan import PlannedRun
 from cluster.simulate import fitting
 from fmlora_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from cluster.plan import PlannedRun
 
 __all__ = ["check_requests", "cluster_nodes", "local_cores", "nodes_to_come"]
 
@@ -54,7 +56,7 @@ def nodes_to_come(bootstrap: Path = _BOOTSTRAP) -> list[Node]:
     return [{name: float(amount) for name, amount in node.items()} for node in nodes]
 
 
-def check_requests(runs: Sequence[PlannedRun], now: Sequence[Node], to_come: Sequence[Node]) -> int:
+def check_requests(runs: "Sequence[PlannedRun]", now: Sequence[Node], to_come: Sequence[Node]) -> int:
     """How many of the runs work at once, as far as the nodes that are there now tell.
 
     Raises:

@@ -93,6 +93,11 @@ def test_a_worker_with_another_version_of_the_package_refuses_with_both(tmp_path
     assert _unfit(trial(tmp_path)) is None
 
 
+def test_what_a_trial_imports_leaves_torch_to_its_run() -> None:
+    code = "import sys, cluster.place, cluster.output; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_a_worker_that_does_not_see_the_output_folder_refuses(tmp_path: Path) -> None:
     outcome = _unfit(trial(tmp_path / "elsewhere"))
     assert outcome is not None and outcome["status"] == "unfit"

@@ -27,11 +27,12 @@ def test_ray_accepts_it_and_would_not_accept_a_misspelt_key(config: Any) -> None
         jsonschema.validate(config | {"max_wokers": 1}, schema)
 
 
-def test_gpu_workers_have_a_least_and_a_greatest_number(config: Any) -> None:
+def test_gpu_workers_have_a_least_and_a_greatest_number(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = config["available_node_types"]
     workers = {name: kind for name, kind in kinds.items() if name != config["head_node_type"]}
     assert workers and all(kind["resources"]["GPU"] >= 1 for kind in workers.values())
     assert all(0 <= kind["min_workers"] < kind["max_workers"] <= config["max_workers"] for kind in workers.values())
+    monkeypatch.setenv("RAY_ADDRESS", "auto")  # as cluster/grid.py sets it
     assert max(node["GPU"] for node in nodes_to_come(CONFIG)) == 4, "what the grid knows of nodes that are yet to come"
 
 
