@@ -17,8 +17,7 @@ from ray.util import get_current_placement_group, get_node_ip_address
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.output import open_output
-from cluster.trial import RunProcess, Trial, start_run
-from fmlora_dist import __version__
+from cluster.trial import RunProcess, Trial, _unfit, start_run
 from fmlora_dist.errors import UserError
 
 __all__ = ["Ranks", "launched"]
@@ -81,9 +80,9 @@ class _Rank:
     """Ray's actor for one process."""
 
     def run(self, trial: Trial, rank: int, size: int, address: str, port: int) -> int:
-        """The exit code of process ``rank``."""
-        if trial["version"] != __version__:
-            return UserError.exit_code
+        """The exit code of process ``rank``. Raises ``UserError`` where no run can work."""
+        if outcome := _unfit(trial):
+            raise UserError(outcome["message"])
         with (
             open_output(trial["out"]).beside(trial["name"], rank) as folder,
             start_run({**trial, "folder": str(folder)}, launched(rank, size, address, port)) as process,
@@ -98,11 +97,16 @@ class _Remote:
         self._actor, self._code = actor, code
 
     def poll(self) -> int | None:
+        """Its exit code, or None while it works. Raises ``UserError`` when its host is no place for runs."""
         ready, _ = ray.wait([self._code], timeout=0)
         if not ready:
             return None
         try:
             return int(ray.get(self._code))
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, UserError):
+                raise error.cause from error
+            return _LOST
         except ray.exceptions.RayError:
             return _LOST
 

@@ -1,0 +1,45 @@
+"""Processes of a run in other bundles, on a real Ray of this machine."""
+
+import time
+from pathlib import Path
+
+import pytest
+import ray
+from rich.console import Console
+
+from cluster.bundles import _Rank, _Remote
+from cluster.servant import ray_cluster, scratch_folder
+from cluster.trial import Trial
+from fmlora_dist import __version__
+from fmlora_dist.errors import UserError
+
+
+def _ended(process: _Remote) -> int:
+    while (code := process.poll()) is None:
+        time.sleep(0.1)
+    return code
+
+
+@pytest.mark.long
+def test_a_process_refuses_where_the_package_is_another_and_dies_with_its_worker(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    trial = Trial(
+        name="x",
+        config={},
+        out=str(tmp_path),
+        folder=str(tmp_path / "runs" / "x"),
+        cwd=str(tmp_path),
+        version="0.0.1",
+        processes=2,
+        bundle={"CPU": 1.0},
+        stall_timeout=0.0,
+    )
+    with scratch_folder() as scratch, ray_cluster(scratch, Console(quiet=True)):
+        actor = ray.remote(_Rank).remote()
+        process = _Remote(actor, actor.run.remote(trial, 1, 2, "127.0.0.1", 1))
+        with pytest.raises(UserError, match=f"has fmlora-dist {__version__}, but the grid was started by 0.0.1"):
+            _ended(process)
+        assert not (tmp_path / "runs" / "x").exists()
+        process.stop()
+        lost = _Remote(actor, actor.run.remote(trial, 1, 2, "127.0.0.1", 1))
+        assert _ended(lost) == -9
