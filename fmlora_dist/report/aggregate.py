@@ -38,6 +38,8 @@ class Run:
     recipe: dict[str, Any]
     """The row's recipe."""
     recipe_hash: str
+    result: dict[str, Any]
+    """The whole result.json (schema 1)."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,7 @@ def read_result(file: Path) -> Run:
         shared_hash=str(protocol.get("shared_hash", result.get("protocol_hash", ""))),
         recipe=protocol.get("recipe", {}),
         recipe_hash=str(protocol.get("recipe_hash", "")),
+        result=result,
     )
 
 
