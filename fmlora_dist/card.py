@@ -15,6 +15,7 @@ __all__ = ["LOADING", "model_card"]
 
 LOADING = """\
 import json, safetensors, timm
+
 with safetensors.safe_open("model.safetensors", framework="pt") as file:
     made = json.loads(file.metadata()["timm_create_model"])
 model = timm.create_model(made["model_name"], checkpoint_path="model.safetensors", **made["kwargs"]).eval()

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from fmlora_dist.card import LOADING
 from fmlora_dist.cli import _COMMANDS
 from fmlora_dist.config import RunConfig, make_config, parse_config
 from fmlora_dist.registry import list_benchmarks, list_methods
@@ -224,6 +225,12 @@ def test_every_run_of_the_readme_is_a_valid_config(tmp_path, monkeypatch):
         configs.append(parse_config(flags, prog="fmlora run")[0])
     assert {config.method.name for config in configs} == {"fmlora"}
     assert configs[0].key() == configs[1].key() == configs[2].key()
+
+
+def test_the_readme_loads_an_exported_model_by_the_lines_that_are_tested():
+    (lines,) = blocks(README, "python")
+    assert lines == LOADING  # which test_export.py runs where nothing of this project can be imported
+    assert len([line for line in lines.splitlines() if line]) == 4
 
 
 def test_the_deepspeed_command_of_the_readme_is_understood_by_its_launcher():
