@@ -21,11 +21,15 @@ HELD_OUT = 0.2
 """Share of a task's training images that the choice of λ is tested on (paper: a split 80:20)."""
 
 
+PROJECTION = 13
+"""Width of the random projection where none is given, in widths of the backbone."""
+
+
 class RanPacConfig(MethodConfig):
     """Hyperparameters of RanPAC."""
 
-    projection: int = Field(1000, ge=1)
-    """Width M of the random projection (paper: 10000 at width 768, whose HᵀH takes 0.8 GB)."""
+    projection: int = Field(0, ge=0)
+    """Width M of the random projection; 0: 13 times the backbone's (paper: 10000 at 768, whose HᵀH takes 0.8 GB)."""
     ridge: float | None = Field(None, gt=0)
     """λ of the ridge regression; empty: chosen anew in each task from 1e-8, 1e-7, …, 1e8."""
 
@@ -69,7 +73,7 @@ class RanPac(Method):
 
     def __init__(self, config: RanPacConfig, backbone: Backbone, *, lr: float):
         super().__init__(config, backbone, lr=lr)
-        width = config.projection
+        width = config.projection or PROJECTION * backbone.num_features
         self.head = GrowingHead(width)
         self.register_buffer("projection", torch.empty(backbone.num_features, 0))
         # In float64, or a small λ would drown in what was rounded off.
@@ -80,7 +84,7 @@ class RanPac(Method):
     def begin_task(self, task: Task, data: TaskData) -> None:
         super().begin_task(task, data)
         if not self.projection.numel():
-            drawn = torch.randn(len(self.projection), self.config.projection, generator=data.generator("projection"))
+            drawn = torch.randn(len(self.projection), self.head.width, generator=data.generator("projection"))
             self.projection = drawn.to(self.projection.device)
         self.cross = F.pad(self.cross, (0, self.head.n_classes - self.cross.shape[1]))
 

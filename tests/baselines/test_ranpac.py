@@ -136,6 +136,10 @@ def test_nothing_trains_and_what_is_stored_is_known(sequences: Any) -> None:
     assert sizes == {"projection": (48, WIDTH), "gram": (WIDTH, WIDTH), "cross": (WIDTH, 2 * N_CLASSES), "ridge": ()}
 
 
+def test_projection_is_thirteen_times_as_wide_as_the_backbone_unless_it_is_given(sequences: Any) -> None:
+    assert sequences.make("ranpac").gram.shape == (13 * 48, 13 * 48)
+
+
 def test_a_task_of_a_single_image_has_a_solution(sequences: Any) -> None:
     method = sequences.make("ranpac", projection=WIDTH)
     data = sequences.begin(method, 1)
@@ -144,7 +148,7 @@ def test_a_task_of_a_single_image_has_a_solution(sequences: Any) -> None:
     assert method.head.weight.isfinite().all()
 
 
-@pytest.mark.parametrize("wrong", [{"projection": 0}, {"ridge": 0.0}, {"ridge": -1.0}])
+@pytest.mark.parametrize("wrong", [{"projection": -1}, {"ridge": 0.0}, {"ridge": -1.0}])
 def test_values_without_sense_are_refused(sequences: Any, wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="RanPacConfig"):
         sequences.make("ranpac", **wrong)
