@@ -98,7 +98,7 @@ def _ours(results: Path) -> dict[tuple[Column, str], list[tuple[str, str, str]]]
     for file in sorted(results.rglob("result.json")):
         result = load_result(file)
         protocol = result["protocol"]
-        if protocol["shared"]["tested_on"] != "test":
+        if protocol["shared"].get("tested_on", "test") != "test":
             continue  # a search's runs, which are measured on held-out training data
         column = Column(result["benchmark"], result["scenario"], result["n_tasks"])
         hashes = protocol["shared_hash"], protocol["recipe_hash"]
