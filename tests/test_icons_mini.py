@@ -10,7 +10,10 @@ from running import command, result
 ONE_DOMAIN = "blueprint,chalk,colour,pixel,sketch"  # left out: 120 drawings remain to train on
 SHORT = ["--benchmark", "icons_mini", "--exclude-domains", ONE_DOMAIN, "--tasks", 2, "--epochs", 1, "--threads", 1]
 CHANCE = 100 / 40
-CHEAPER = {"ranpac": ["--method.projection", 200]}
+CHEAPER = {
+    "ranpac": ["--method.projection", 200],
+    "hide_prompt": ["--method.identity_epochs", 2, "--method.align_epochs", 2],
+}
 
 
 @pytest.mark.parametrize("method", list_methods())
