@@ -265,6 +265,16 @@ def test_the_readme_lists_every_method_and_embedded_benchmark():
         assert spec.embedded is None or f"`{name}`" in README or f": {name}" in README
 
 
+def test_the_page_on_methods_has_each_with_an_equation_what_it_stores_and_what_it_costs():
+    page = (ROOT / "docs" / "methods.md").read_text()
+    sections = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    ours = {name for name, cls in list_methods().items() if cls.__module__.startswith(("baselines.", "fmlora_dist."))}
+    assert ours <= set(sections)
+    for name, text in sections.items():
+        assert re.search(r"^    \S", text, re.MULTILINE), f"{name}: an equation, indented"
+        assert "- *Stores* " in text and "- *Costs* " in text, name
+
+
 def test_the_readme_gives_a_reason_for_each_dependency():
     project = (ROOT / "pyproject.toml").read_text()
     required = re.search(r"^dependencies = \[(.*?)^\]", project, re.MULTILINE | re.DOTALL)

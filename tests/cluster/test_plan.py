@@ -60,6 +60,13 @@ def test_the_papers_grid_is_what_the_paper_compares() -> None:
     assert {run.resources.bundle()["memory"] for run in runs} == {24 * 2**30, 48 * 2**30}
 
 
+def test_the_grid_of_all_methods_has_them_all_and_the_settings_of_icons() -> None:
+    every, icons = load_grid("icons-all"), load_grid("icons")
+    assert {choice.name for choice in every.methods} == set(list_methods())
+    assert (every.settings, every.resources, every.seeds) == (icons.settings, icons.resources, icons.seeds)
+    assert {run.config.tasks for run in plan_runs(every, Path("out"))} == {10}
+
+
 @pytest.mark.parametrize("name", ["paper"])
 def test_every_figure_of_a_published_comparison_has_its_source(name: str) -> None:
     for choice in load_grid(name).methods:
