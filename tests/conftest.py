@@ -83,6 +83,7 @@ class TensorData:
         self.seed, self.task, self.batch_size = seed, task, batch_size
         self.rank, self.peers = rank, peers
         self.world = peers.size if peers else 1
+        self.steps_per_epoch = -(-len(images) // batch_size)
 
     def batches(self, *, augment: bool, exclude: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in torch.arange(exclude, self.n_samples).split(self.batch_size):
