@@ -242,8 +242,7 @@ class HidePrompt(PromptMethod):
                 out = self.prompted(tokens, mixed) if prompted else self.query(tokens)
             features.append(out.float())
             labels.append(own - slots[0])
-        name = "prompted classes" if prompted else "plain classes"
-        classes.extend(torch.cat(features), torch.cat(labels), len(slots), data, name)
+        classes.extend(torch.cat(features), torch.cat(labels), len(slots), data)
 
     def _align_identity(self, data: TaskData) -> None:
         identity = self.identity
