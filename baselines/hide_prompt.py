@@ -86,25 +86,27 @@ class TaskIdentity(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.up = nn.Linear(width, 2 * width)
-        self.down = nn.Linear(2 * width, width)
+        self.up, self.up_bias = nn.Parameter(torch.zeros(2 * width, width)), nn.Parameter(torch.zeros(2 * width))
+        self.down, self.down_bias = nn.Parameter(torch.zeros(width, 2 * width)), nn.Parameter(torch.zeros(width))
         self.head = GrowingHead(width)
+
+    def mlp(self) -> list[nn.Parameter]:
+        """What learns below the head."""
+        return [self.up, self.up_bias, self.down, self.down_bias]
 
     def hidden(self, features: Tensor) -> Tensor:
         """What the head reads, [b, d]."""
-        hidden: Tensor = self.down(F.gelu(self.up(features)))
-        return hidden
+        return F.linear(F.gelu(F.linear(features, self.up, self.up_bias)), self.down, self.down_bias)
 
     def forward(self, features: Tensor) -> Tensor:
         with torch.autocast(features.device.type, enabled=False):
             return self.head(self.hidden(features))
 
     def draw(self, generator: torch.Generator) -> None:
-        """Start the MLP: entries U(-1/√n, 1/√n) with n inputs, biases 0."""
-        for layer in (self.up, self.down):
-            unit = 2 * torch.rand(layer.weight.shape, generator=generator) - 1
-            layer.weight.data = (unit / math.sqrt(layer.in_features)).to(layer.weight.device)
-            layer.bias.data.zero_()
+        """Start the MLP: weights U(-1/√n, 1/√n) with n inputs, biases 0."""
+        for weight in (self.up, self.down):
+            unit = 2 * torch.rand(weight.shape, generator=generator) - 1
+            weight.data = (unit / math.sqrt(weight.shape[1])).to(weight.device)
 
 
 @register_method(
@@ -218,7 +220,7 @@ class HidePrompt(PromptMethod):
     def _learn_identity(self, task: Task, data: TaskData) -> None:
         """Adam on the task's plain features; cross entropy over the task's slots."""
         identity = self.identity
-        parameters = [*identity.up.parameters(), *identity.down.parameters(), *identity.head.parameters()]
+        parameters = [*identity.mlp(), *identity.head.parameters()]
         optimizer = torch.optim.Adam(parameters, lr=self.config.identity_lr)
         with _training(parameters):
             for images, labels, weight in data.steps(self.config.identity_epochs * data.steps_per_epoch):
@@ -246,9 +248,8 @@ class HidePrompt(PromptMethod):
 
     def _align_identity(self, data: TaskData) -> None:
         identity = self.identity
-        mlp = [*identity.up.parameters(), *identity.down.parameters()]
         slots = torch.arange(len(self.slot_labels), device=self.slot_labels.device)
-        self._align(identity.head, identity.hidden, mlp, self.plain_classes, slots, data)
+        self._align(identity.head, identity.hidden, identity.mlp(), self.plain_classes, slots, data)
 
     def _align_head(self, data: TaskData) -> None:
         self._align(self.head, nn.Identity(), [], self.prompted_classes, self.slot_labels, data)

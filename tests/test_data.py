@@ -92,6 +92,10 @@ EXPECTED = {
         HEAD | {"magnitudes"} | _adapters("qv", "down", "up"),
         HEAD | {"magnitudes"} | _adapters("qv", "down", "up"),
     ],
+    "l2p": [HEAD | {"prompts", "keys"}] * 3,
+    "dualprompt": [HEAD | {"general", "expert", "key"}] * 3,
+    "coda_prompt": [HEAD | {"components", "keys", "attention"}] * 3,
+    "hide_prompt": [HEAD | {"prompt"}] * 3,
     "frozen": [HEAD] * 3,
 }
 

@@ -12,7 +12,7 @@ from launching import finish, launch
 from observing import observe, watched_arguments
 from running import REPOSITORY, assert_same_run, checkpoint, result, run_arguments, scratch, tiny_data, two_processes
 
-METHODS = ("fmlora", "inflora", "sdlora", "finetune")
+METHODS = ("fmlora", "inflora", "sdlora", "finetune", "l2p", "dualprompt", "coda_prompt", "hide_prompt")
 
 
 @pytest.fixture(scope="module")
