@@ -207,6 +207,7 @@ class MethodData:
         self._data, self._view, self._info = data, view, info
         self.autocast = autocast
         self.n_samples = len(view.train)
+        self.steps_per_epoch = data.stream(view).steps_per_epoch
 
     def batches(self, *, augment: bool, exclude: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         self._allowed()

@@ -9,7 +9,7 @@ reduces over all processes, so that the same code is right on 1 and on 64 GPUs.
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
@@ -22,7 +22,9 @@ from torch.nn import functional as F
 from fmlora_dist.vit.backbone import Backbone
 from fmlora_dist.vit.head import GrowingHead
 
-__all__ = ["Method", "MethodConfig", "MethodInfo", "ParameterGroup", "Task", "TaskData"]
+__all__ = ["INDEPENDENT", "Method", "MethodConfig", "MethodInfo", "ParameterGroup", "Task", "TaskData"]
+
+INDEPENDENT = "independent of other test images"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +72,20 @@ class MethodConfig(BaseModel):
     name: str = ""
     """Registered name of the method."""
 
+    @property
+    def predictions(self) -> str:
+        """What the prediction of a test image hangs on, for the shared protocol. Only an option that reproduces old
+        numbers (``paper_compat``) may say anything else."""
+        return INDEPENDENT
+
 
 class TaskData(Protocol):
     """A method's view of one task's training data and of the other processes."""
 
     n_samples: int
     """Number of training images of the task, over all processes."""
+    steps_per_epoch: int
+    """Number of batches of which ``steps`` makes an epoch."""
 
     def batches(self, *, augment: bool, exclude: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         """One pass: (images [b, 3, H, W], labels [b]); this process's share of each global batch.
@@ -163,6 +173,11 @@ class Method(nn.Module):
 
     def merged(self) -> AbstractContextManager[None]:
         """A context in which ``forward`` runs at the plain backbone's speed (for evaluation)."""
+        return nullcontext()
+
+    def repeated(self, key: Hashable) -> AbstractContextManager[None]:
+        """A context for images that come again unchanged, and then under the same key: a batch of test images, after
+        every task. What the frozen backbone makes of them may be kept."""
         return nullcontext()
 
     def rebuild(self) -> None:

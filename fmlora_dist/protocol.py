@@ -31,7 +31,7 @@ def describe(config: RunConfig, data: RunData, pretrained: Pretrained) -> dict[s
         "std": list(pretrained.std),
         "test_transform": _test_transform(data),
         "metrics": "acc: mean over tasks; aaa: mean over t of the mean of row t",
-        "predictions": "independent of other test images",
+        "predictions": config.method.predictions,
     }
     recipe = {
         "method": config.method.model_dump(mode="json"),

@@ -195,8 +195,8 @@ class Run:
         """Features [n, d] of the first test images of task 1, on the CPU."""
         parts = []
         with self.method.merged():
-            for images, _ in self.data.test(self.data.tests[0], first=_DRIFT_IMAGES):
-                with self.precision():
+            for place, (images, _) in enumerate(self.data.test(self.data.tests[0], first=_DRIFT_IMAGES)):
+                with self.precision(), self.method.repeated(("drift", place)):
                     parts.append(self.method.features(images).float().cpu())
         return torch.cat(parts)
 
@@ -327,8 +327,8 @@ def evaluate(
     correct = torch.zeros(n_tasks, dtype=torch.int64, device=data.world.device)
     with method.merged():
         for number, samples in enumerate(data.tests[:n_tasks]):
-            for images, labels in data.test(samples, batch_size=batch_size):
-                with precision():
+            for place, (images, labels) in enumerate(data.test(samples, batch_size=batch_size)):
+                with precision(), method.repeated((number, batch_size, place)):
                     logits = method(images)
                 correct[number] += (logits.argmax(dim=1) % n_classes == labels % n_classes).sum()
     counts = data.world.sum(correct).tolist()

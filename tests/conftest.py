@@ -83,6 +83,7 @@ class TensorData:
         self.seed, self.task, self.batch_size = seed, task, batch_size
         self.rank, self.peers = rank, peers
         self.world = peers.size if peers else 1
+        self.steps_per_epoch = -(-len(images) // batch_size)
 
     def batches(self, *, augment: bool, exclude: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         for batch in torch.arange(exclude, self.n_samples).split(self.batch_size):
@@ -124,9 +125,9 @@ class TensorData:
         return images, self.labels[positions]
 
 
-def tiny_backbone() -> Backbone:
-    """A timm ViT of depth 2 and width 48 on 32x32 pixels, the same random weights in every call."""
-    options: dict[str, int | float | bool | str] = {"depth": 2, "embed_dim": 48, "patch_size": 8}
+def tiny_backbone(depth: int = 2) -> Backbone:
+    """A timm ViT of width 48 on 32x32 pixels, the same random weights in every call."""
+    options: dict[str, int | float | bool | str] = {"depth": depth, "embed_dim": 48, "patch_size": 8}
     config = BackboneConfig(name="vit_tiny_patch16_224", weights="random", options=options)
     with _building:
         return load_backbone(config, image_size=IMAGE_SIZE).model
@@ -153,10 +154,10 @@ class Sequences:
     task = staticmethod(tiny_task)
     data = staticmethod(tiny_data)
 
-    def make(self, name: str, *, lr: float = 0.02, **config: Any) -> Method:
-        """A fresh method by its registered name."""
+    def make(self, name: str, *, lr: float = 0.02, depth: int = 2, **config: Any) -> Method:
+        """A fresh method by its registered name, on a ViT of that depth."""
         cls = get_method(name)
-        return cls(cls.Config(name=name, **config), tiny_backbone(), lr=lr)
+        return cls(cls.Config(name=name, **config), tiny_backbone(depth), lr=lr)
 
     def begin(self, method: Method, number: int, **options: Any) -> TensorData:
         """Begin a task, so that the method is ready to train."""

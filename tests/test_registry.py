@@ -45,6 +45,7 @@ def a_method(module: str = __name__, qualname: str = "Nothing") -> type[Method]:
 def test_methods_of_the_issue_are_registered_with_a_line_each() -> None:
     methods = list_methods()
     assert {"fmlora", "finetune", "lora", "inflora", "sdlora", "joint", "frozen"} <= set(methods)
+    assert {"l2p", "dualprompt", "coda_prompt", "hide_prompt"} <= set(methods)
     assert list(methods) == sorted(methods)
     for name, cls in methods.items():
         assert cls.info.name == name

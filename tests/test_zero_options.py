@@ -99,7 +99,7 @@ def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
         _config("zeero1")
 
 
-@pytest.mark.parametrize("method", ["fmlora", "lora", "inflora", "sdlora", "frozen", "joint"])
+@pytest.mark.parametrize("method", ["fmlora", "lora", "inflora", "sdlora", "hide_prompt", "frozen", "joint"])
 def test_zero_3_is_refused_for_methods_that_do_not_train_all_weights(method: str) -> None:
     with pytest.raises(UserError, match=rf"zero3 is ZeRO-3.*found method '{method}'.*zero0, zero1 or zero2"):
         _config("zero3", method=method)

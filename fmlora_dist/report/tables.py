@@ -22,7 +22,7 @@ __all__ = ["Cell", "Comparison", "Row", "comparison", "print_comparison", "write
 METRICS = {"acc": "Acc", "aaa": "AAA"}
 BOUNDS = {"frozen": "lower bound", "joint": "upper bound"}
 """Methods that do not compete: what they show is where the others stand."""
-ORDER = ("finetune", "lora", "l2p", "dualprompt", "codaprompt", "hideprompt", "inflora", "sdlora", "cllora", "fmlora")
+ORDER = ("finetune", "lora", "l2p", "dualprompt", "coda_prompt", "hide_prompt", "inflora", "sdlora", "cllora", "fmlora")
 """Order of the rows, as papers have it; other methods follow by name."""
 NO_RUN, UNDEFINED = "–", "n/a"
 

@@ -55,6 +55,17 @@ class GrowingHead(nn.Module):
         self.weight.data = (torch.randn(n_new, self.width, generator=generator) * 0.02).to(device)
         self.bias.data = torch.zeros(n_new, device=device)
 
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """Weight [classes, d] and bias [classes] over all classes seen so far."""
+        return torch.cat([self.past_weight, self.weight]), torch.cat([self.past_bias, self.bias])
+
+    @torch.no_grad()
+    def replace(self, weight: Tensor, bias: Tensor) -> None:
+        """Take over other values of all rows."""
+        start = self.start
+        self.past_weight, self.past_bias = weight[:start].clone(), bias[:start].clone()
+        self.weight.data, self.bias.data = weight[start:].clone(), bias[start:].clone()
+
     def current(self, features: Tensor) -> Tensor:
         """Logits [b, classes of the current task] of features [b, d]."""
         return F.linear(features, self.weight, self.bias)
@@ -62,7 +73,3 @@ class GrowingHead(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """Logits [b, classes seen so far] of features [b, d]."""
         return F.linear(features, *self.rows())
-
-    def rows(self) -> tuple[Tensor, Tensor]:
-        """(weight [classes seen so far, d], bias [classes seen so far])."""
-        return torch.cat([self.past_weight, self.weight]), torch.cat([self.past_bias, self.bias])

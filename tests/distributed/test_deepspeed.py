@@ -26,6 +26,7 @@ from tiny_benchmark import write_tiny
 
 TESTS = REPOSITORY / "tests"
 METHODS = ("finetune", "lora", "inflora", "sdlora", "fmlora")
+PROMPTS = ("l2p", "dualprompt", "coda_prompt", "hide_prompt")
 STEPS = 7
 """Of an epoch, the last a smaller one."""
 EPOCHS = 4
@@ -41,6 +42,8 @@ def _cases() -> dict[str, Fields]:
         for method in METHODS
         for stage in range(3)
     }
+    for method in PROMPTS:  # whose pools and experts are not all chosen in a step
+        cases |= {f"{method}-zero{stage}": {"method": method, "deepspeed": f"zero{stage}"} for stage in (0, 2)}
     cases["finetune-zero3"] = {"method": "finetune", "deepspeed": "zero3"}
     for stage in range(3):
         absorbing = {"method": "sdlora_kd", "method__threshold": 2.0}

@@ -22,7 +22,7 @@ from running import (
     two_processes,
 )
 
-METHODS = ("fmlora", "inflora", "sdlora", "finetune")
+METHODS = ("fmlora", "inflora", "sdlora", "finetune", "l2p", "dualprompt", "coda_prompt", "hide_prompt")
 
 
 @pytest.fixture(scope="module")
