@@ -1,4 +1,4 @@
-"""The tests' own hosts: apart from each other, gone afterwards, and not skipped where they must not be."""
+"""The tests' own hosts: apart from each other, and gone afterwards."""
 
 import os
 import subprocess
@@ -15,17 +15,6 @@ def _mounts() -> str:
 
 def _links() -> str:
     return subprocess.run(["ip", "-brief", "link"], capture_output=True, text=True, check=True).stdout
-
-
-def test_what_is_missing_skips_a_test_or_fails_it_where_none_may_be(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.delenv("FMLORA_NO_SKIPS", raising=False)
-    with pytest.raises(pytest.skip.Exception, match="needs"):
-        needs("no-such-command")
-    monkeypatch.setenv("FMLORA_NO_SKIPS", "1")
-    with pytest.raises(pytest.fail.Exception, match=r"needs .*FMLORA_NO_SKIPS is set"):
-        needs("no-such-command")
 
 
 @pytest.mark.long
