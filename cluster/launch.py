@@ -43,6 +43,14 @@ class Options:
     """Seconds without an event after which a run is taken for hanging; 0: never."""
     trackers: Sequence[str] = ()
 
+    def words(self) -> list[str]:
+        """The command line's words for what is not left as it is by default."""
+        told = [f"--data-root={self.data_root}"] if self.data_root else []
+        told += [f"--profile={self.profile}"] if self.profile else []
+        told += [f"--retries={self.retries}"] if self.retries != Options.retries else []
+        told += [f"--stall-timeout={self.stall_timeout:g}"] if self.stall_timeout != Options.stall_timeout else []
+        return [*told, *(f"--tracker={name}" for name in self.trackers)]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
@@ -100,7 +108,7 @@ def _run_grid(name_or_path: str, grid: Grid, output: Output, console: Console, o
         except KeyboardInterrupt:
             journal.write("stop")
             ready = sum(run.finished for run in runs)
-            again = shlex.join(["fmlora", "grid", name_or_path, "--out", output.where])
+            again = shlex.join(["fmlora", "grid", name_or_path, "--out", output.where, *options.words()])
             console.print(
                 f"stopped, {ready} of {len(runs)} runs are done; start the same command again to go on from the last "
                 f"checkpoints: {again}",

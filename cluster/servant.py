@@ -29,6 +29,7 @@ _SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
+    "RAY_worker_niceness": "0",  # by Ray's own 15, a run would get next to nothing beside what the user does meanwhile
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a run that asks for no GPU sees none
     "RAY_ENABLE_AUTO_CONNECT": "0",  # nothing starts Ray again once it was stopped
     "TUNE_DISABLE_AUTO_INIT": "1",

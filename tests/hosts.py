@@ -29,6 +29,7 @@ ENV = {
     "DS_ACCELERATOR": "cpu",
     "LC_ALL": "C.UTF-8",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",  # runs are to get on also where the machine has other things to do
 }
 """What commands on hosts see of the environment, and nothing else."""
 
@@ -116,7 +117,7 @@ class Host:
                 stderr=subprocess.STDOUT,
             )
 
-    def run(self, command: Sequence[object], log: Path, *, timeout: float = 60, **env: object) -> str:
+    def run(self, command: Sequence[object], log: Path, *, timeout: float = 300, **env: object) -> str:
         """What the command says; it must end well, and in time."""
         before = log.stat().st_size if log.exists() else 0
         code = self.start(command, log, **env).wait(timeout)

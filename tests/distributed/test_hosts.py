@@ -28,7 +28,7 @@ def test_hosts_reach_each_other_and_leave_nothing_behind_when_a_test_fails() -> 
         server = other.start(["python", "-c", listen], work / "server")
         ask = "import socket, time\nfor _ in range(99):\n try: socket.create_connection(('fb', 9000)); break\n"
         one.run(["python", "-c", f"{ask} except OSError: time.sleep(0.1)\n"], log)
-        assert server.wait(10) == 0 and (work / "server").read_text().strip() == one.address
+        assert server.wait(60) == 0 and (work / "server").read_text().strip() == one.address
         one.start(["sh", "-c", "setsid sleep 1000 & sleep 1000"], log)
         for _ in range(100):
             if len(one.processes("sleep 1000")) >= 2:
