@@ -8,6 +8,7 @@ import secrets
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,8 @@ _OBJECT_STORE = 100_000_000
 """Bytes of shared memory that Ray sets aside; the runs pass nothing through it."""
 _PREFIX = "fmlora-ray-"
 _OWNER = "owner.lock"
+_YOUNG = 60.0
+"""Seconds in which the owner of a new scratch folder has surely locked it."""
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -62,7 +65,8 @@ def _remove_stale(base: Path) -> None:
             open(folder / _OWNER) as owner,
         ):  # not another user's, nor one just being made
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            if time.time() - os.fstat(owner.fileno()).st_mtime > _YOUNG:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

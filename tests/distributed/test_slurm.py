@@ -36,6 +36,7 @@ JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2
+FirstJobId={os.getpid()}
 SchedulerParameters=sched_interval=2,bf_interval=2
 KillWait=5
 StateSaveLocation={work}/state
@@ -48,6 +49,7 @@ SlurmdPort=16818
             + "".join(f"NodeName={node.name} NodeAddr={node.address} CPUs=1 RealMemory=1000\n" for node in nodes)
             + f"PartitionName=all Nodes={','.join(node.name for node in nodes)} Default=YES MaxTime=INFINITE State=UP\n"
         )
+        # Jobs have scratch folders by their numbers in /tmp, where another Slurm of these tests may have its own.
         # (A job that is put back waits until its old credential has expired: two minutes, unless it is said otherwise.)
         self.env = {"SLURM_CONF": work / "slurm.conf"}
         (work / "state").mkdir()
