@@ -1,5 +1,6 @@
 # make demo   the comparison table of five methods, in minutes on a CPU
-# make test   the whole test suite
+# make test   the whole test suite but what takes long, in minutes
+# make long   the tests that take long: several hosts, schedulers, browser, LaTeX; as root, with .ci/debian-packages
 # make lint   style and types
 # make clean  remove what make and the tools made (results and runs stay)
 
@@ -7,7 +8,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test long lint clean
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
 
@@ -16,7 +17,10 @@ demo: $(VENV)/.installed
 
 # The deepspeed launcher starts whichever python comes first, and looks for ninja beside it.
 test: $(VENV)/.installed-test
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(OPTIONS)
+
+long: $(VENV)/.installed-long
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m long $(OPTIONS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from cluster.estimate import Estimate, estimate, load_profile
 from cluster.journal import Journal
 from cluster.output import Output, open_output
 from cluster.plan import Grid, PlannedRun, load_grid, plan_runs
-from cluster.simulate import makespan
+from cluster.simulate import fitting, makespan
 from cluster.watch import show_duration
 from fmlora_dist.errors import UserError
 from fmlora_dist.report.aggregate import read_runs
@@ -42,6 +42,14 @@ class Options:
     stall_timeout: float = 1800.0
     """Seconds without an event after which a run is taken for hanging; 0: never."""
     trackers: Sequence[str] = ()
+
+    def words(self) -> list[str]:
+        """The command line's words for what is not left as it is by default."""
+        told = [f"--data-root={self.data_root}"] if self.data_root else []
+        told += [f"--profile={self.profile}"] if self.profile else []
+        told += [f"--retries={self.retries}"] if self.retries != Options.retries else []
+        told += [f"--stall-timeout={self.stall_timeout:g}"] if self.stall_timeout != Options.stall_timeout else []
+        return [*told, *(f"--tracker={name}" for name in self.trackers)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +108,7 @@ def _run_grid(name_or_path: str, grid: Grid, output: Output, console: Console, o
         except KeyboardInterrupt:
             journal.write("stop")
             ready = sum(run.finished for run in runs)
-            again = shlex.join(["fmlora", "grid", name_or_path, "--out", output.where])
+            again = shlex.join(["fmlora", "grid", name_or_path, "--out", output.where, *options.words()])
             console.print(
                 f"stopped, {ready} of {len(runs)} runs are done; start the same command again to go on from the last "
                 f"checkpoints: {again}",
@@ -135,6 +143,8 @@ def print_plan(name_or_path: str, out: Path | str, console: Console, options: Op
 def _print_plan(grid: Grid, out: Path, console: Console, options: Options, cluster: Cluster) -> int:
     runs = plan_runs(grid, out, data_root=options.data_root, check=bool(options.data_root))
     expected = estimate(runs, Journal.seconds(out), load_profile(options.profile) if options.profile else None)
+    if cluster != Cluster() or not expected.reason:
+        _refuse_impossible(runs, cluster)
     waiting = [run for run in runs if not run.finished]
     console.print(
         f"grid {grid.name}: {len(runs)} runs, {len(runs) - len(waiting)} done, {len(waiting)} to run", highlight=False
@@ -211,12 +221,19 @@ def _longest_first(runs: Sequence[PlannedRun], expected: Estimate) -> list[Plann
 def _simulated(runs: Sequence[PlannedRun], expected: Estimate, cluster: Cluster) -> str:
     ordered = _longest_first(runs, expected)
     times = [(expected.seconds[run.name], run.resources.bundle(), run.resources.n_processes) for run in ordered]
-    try:
-        total = makespan(times, cluster.resources())
-    except ValueError as error:
-        raise UserError(f"plan: {error} ({cluster}); give --nodes, --gpus-per-node and --cpus-per-node") from error
+    total = makespan(times, cluster.resources())
     alone = sum(seconds for seconds, _, _ in times)
     return f"{show_duration(total)} simulated, longest first ({show_duration(alone)} one after the other)"
+
+
+def _refuse_impossible(runs: Sequence[PlannedRun], cluster: Cluster) -> None:
+    for run in runs:
+        bundle, count = run.resources.bundle(), run.resources.n_processes
+        if fitting(cluster.resources(), bundle) < count:
+            raise UserError(
+                f"plan: {count} x {bundle} of {run.name} does not fit the nodes ({cluster}); give --nodes, "
+                "--gpus-per-node and --cpus-per-node"
+            )
 
 
 def _overview(grid: Grid, runs: Sequence[PlannedRun], expected: Estimate) -> Table:

@@ -8,6 +8,7 @@ import secrets
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,11 +25,14 @@ _OBJECT_STORE = 100_000_000
 """Bytes of shared memory that Ray sets aside; the runs pass nothing through it."""
 _PREFIX = "fmlora-ray-"
 _OWNER = "owner.lock"
+_YOUNG = 60.0
+"""Seconds in which the owner of a new scratch folder has surely locked it."""
 _SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DISABLE_DOCKER_CPU_WARNING": "1",
+    "RAY_worker_niceness": "0",  # by Ray's own 15, a run would get next to nothing beside what the user does meanwhile
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a run that asks for no GPU sees none
     "RAY_ENABLE_AUTO_CONNECT": "0",  # nothing starts Ray again once it was stopped
     "TUNE_DISABLE_AUTO_INIT": "1",
@@ -61,7 +65,8 @@ def _remove_stale(base: Path) -> None:
             open(folder / _OWNER) as owner,
         ):  # not another user's, nor one just being made
             fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
+            if time.time() - os.fstat(owner.fileno()).st_mtime > _YOUNG:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -24,6 +25,8 @@ __all__ = ["Outcome", "RunFailedError", "Trial", "main", "run_trial", "start_run
 _PR_SET_PDEATHSIG = 1
 _LOOK_EVERY = 0.5
 """Seconds between looks at a run's processes and its events."""
+_ROOM = 2**20
+"""Bytes: a disk that has less is full."""
 
 
 class Trial(TypedDict):
@@ -126,7 +129,7 @@ def supervise(trial: Trial, processes: Sequence[Any], keep: Callable[[], None] =
             codes = [process.poll() for process in processes]
             failed = next((code for code in codes if code), None)
             if failed is not None or None not in codes:
-                return _outcome(failed or 0)
+                return _failed(trial, failed) if failed else _outcome(0)
             size = _size(events)
             if size != seen:
                 seen, since = size, time.monotonic()
@@ -229,6 +232,20 @@ def _unfit(trial: Trial) -> Outcome | None:
 def _outcome(code: int, message: str = "") -> Outcome:
     known = {0: "done", UserError.exit_code: "refused", InUseError.exit_code: "busy"}
     return Outcome(status=known.get(code, "failed"), exit_code=code, message=message, host=socket.gethostname())
+
+
+def _failed(trial: Trial, code: int) -> Outcome:
+    """How a run that failed has ended. On a full disk neither its log nor its events may say why."""
+    outcome = _outcome(code)
+    folder = Path(trial["folder"])
+    free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
+    if code > 0 and outcome["status"] != "busy" and free < _ROOM:
+        outcome["status"] = "refused"
+        outcome["message"] = (
+            f"out: {trial['folder']} cannot be written any more: its disk is full ({free} bytes are free); make room, "
+            "and start the grid again"
+        )
+    return outcome
 
 
 def _log(folder: Path) -> Any:

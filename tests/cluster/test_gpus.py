@@ -50,7 +50,7 @@ class Head:
         start = ["ray", "start", "--head", "--node-ip-address", host.address, "--port", PORT, "--temp-dir", work / "r"]
         start += ["--num-cpus", 16, "--num-gpus", GPUS, "--object-store-memory", 100_000_000]
         host.run(
-            [*start, "--include-dashboard=false", "--disable-usage-stats"], work / "ray.log", timeout=90, **self.env
+            [*start, "--include-dashboard=false", "--disable-usage-stats"], work / "ray.log", timeout=300, **self.env
         )
         self.env |= {"RAY_ADDRESS": f"{host.address}:{PORT}"}
 

@@ -1,14 +1,18 @@
 """Real grids on the local cores: killed, started again, with runs that fail; and the processes behind them."""
 
+import contextlib
 import io
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +21,13 @@ import yaml
 from rich.console import Console
 
 import cluster.grid
+from cluster.capacity import local_cores
 from cluster.journal import Journal
-from cluster.launch import run_grid
+from cluster.launch import Options, run_grid
 from cluster.plan import load_grid, plan_runs
 from fmlora_dist import __version__
 from fmlora_dist.errors import UserError
-from running import assert_same_run, checkpoint, events, finished, result, tiny_data
+from running import assert_same_run, checkpoint, command_here, events, finished, result, tiny_data
 from tiny_benchmark import BACKBONE, tiny_arguments, write_tiny
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="processes are looked up in /proc")
@@ -50,14 +55,14 @@ def wait_until(condition: Any, seconds: float) -> bool:
     return False
 
 
-def write_grid(file: Path, data: Path, methods: list[Any]) -> None:
+def write_grid(file: Path, data: Path, methods: list[Any], **more: object) -> None:
     options = dict(zip(BACKBONE[::2], BACKBONE[1::2], strict=True))
     backbone = {name.removeprefix("--backbone."): value for name, value in options.items()}
     settings: dict[str, Any] = {"data_root": str(data), "epochs": 2, "batch_size": 8, "threads": 1}
     settings["backbone"] = backbone | {"options": json.loads(backbone["options"])}
     axis = {"benchmark": "icons", "tasks": [3]}
     values = {"benchmarks": [axis], "methods": methods, "seeds": [0], "settings": settings}
-    file.write_text(yaml.safe_dump(values))
+    file.write_text(yaml.safe_dump(values | more))
 
 
 def test_a_grid_is_killed_goes_on_reports_a_failure_and_skips_what_is_finished(
@@ -74,11 +79,11 @@ def test_a_grid_is_killed_goes_on_reports_a_failure_and_skips_what_is_finished(
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as scratch:
         command = [sys.executable, "-m", "fmlora_dist.cli", "grid", str(good), "--out", str(out)]
         driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"TMPDIR": scratch})
-        assert wait_until(lambda: processes(f"{out}/runs"), 180)
+        assert wait_until(lambda: processes(f"{out}/runs"), 600)
         driver.kill()
         driver.wait()
-        assert wait_until(lambda: not processes(f"{out}/runs"), 60)
-        assert wait_until(lambda: not processes(scratch), 60)  # Ray's own processes
+        assert wait_until(lambda: not processes(f"{out}/runs"), 300)
+        assert wait_until(lambda: not processes(scratch), 300)  # Ray's own processes
 
     # the same folder goes on; the runs that fail are named, and stop nobody
     text = io.StringIO()
@@ -125,7 +130,7 @@ def test_faults_of_single_runs_are_mended_or_reported_and_the_others_go_on(tmp_p
         return (position["task"], position["epoch"]) > (1, 0)
 
     def kill_once() -> None:
-        if wait_until(trained, 120):
+        if wait_until(trained, 600):
             for pid in processes(str(killed)):
                 os.kill(pid, signal.SIGKILL)
 
@@ -162,7 +167,7 @@ def test_two_grids_over_one_folder_share_the_runs_and_do_none_twice(tmp_path: Pa
     write_grid(file, tiny_data(), ["lora", "frozen", "sdlora"])
     command = [sys.executable, "-m", "fmlora_dist.cli", "grid", str(file), "--out", str(out)]
     grids = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    printed = [grid.communicate(timeout=300)[0] for grid in grids]
+    printed = [grid.communicate(timeout=900)[0] for grid in grids]
     assert [grid.returncode for grid in grids] == [0, 0], printed
     for run in plan_runs(load_grid(str(file)), out):
         kinds = [(event["event"], event.get("task")) for event in events(run.folder)]
@@ -171,18 +176,41 @@ def test_two_grids_over_one_folder_share_the_runs_and_do_none_twice(tmp_path: Pa
 
 
 @pytest.mark.long
-def test_ctrl_c_stops_the_runs_and_says_how_to_go_on(tmp_path: Path) -> None:
+def test_in_a_terminal_there_is_a_live_table_and_ctrl_c_stops_the_runs_and_says_how_to_go_on(tmp_path: Path) -> None:
     file, out = tmp_path / "stopped.yaml", tmp_path / "out"
     write_grid(file, tiny_data(), ["lora"])
-    command = [sys.executable, "-m", "fmlora_dist.cli", "grid", str(file), "--out", str(out)]
-    grid = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    assert wait_until(lambda: processes(f"{out}/runs"), 120)
-    os.killpg(grid.pid, signal.SIGINT)
-    printed, errors = grid.communicate(timeout=60)
-    assert grid.returncode == 130
+    command = [sys.executable, "-m", "fmlora_dist.cli", "grid", str(file), "--out", str(out), "--retries", "1"]
+    terminal, inner = pty.openpty()
+    take = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    grid = subprocess.Popen(
+        [sys.executable, "-c", take, *command],
+        stdin=inner,
+        stdout=inner,
+        stderr=inner,
+        env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "200", "LINES": "50"},
+        start_new_session=True,
+    )
+    os.close(inner)
+    shown = bytearray()
+
+    def read() -> None:
+        with contextlib.suppress(OSError):  # the other side is closed
+            while part := os.read(terminal, 4096):
+                shown.extend(part)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert wait_until(lambda: b"1 running" in shown and processes(f"{out}/runs"), 600), shown.decode()
+    os.write(terminal, b"\x03")  # Ctrl-C, as it is typed: every process of the terminal hears it
+    code = grid.wait(300)
+    reader.join()
+    os.close(terminal)
+    printed = shown.decode()
+    assert code == 130, printed
+    assert all(title in printed for title in ("images/s", "accuracy", "time left", "icons N=3 s0", "1 running"))
     assert "stopped, 0 of 1 runs are done; start the same command again" in printed
-    assert f"fmlora grid {file} --out {out}" in printed and "Traceback" not in printed + errors
-    assert wait_until(lambda: not processes(f"{out}/runs"), 20)
+    assert f"fmlora grid {file} --out {out} --retries=1" in printed and "Traceback" not in printed
+    assert wait_until(lambda: not processes(f"{out}/runs"), 120)
     assert Journal.read(out)[-1]["event"] == "stop"
 
 
@@ -198,23 +226,64 @@ def test_a_worker_with_another_version_stops_the_grid_with_both(
 
 
 @pytest.mark.long
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a disk that is soon full")
+def test_the_longest_run_starts_first(tmp_path: Path) -> None:
+    file, profile, out = tmp_path / "some.yaml", tmp_path / "profile.json", tmp_path / "out"
+    write_grid(file, tiny_data(), ["frozen", "lora"], resources={"cpus": local_cores()})  # one after the other
+    rows = [{"method": name, "task": 1, "seconds_per_step": seconds} for name, seconds in (("frozen", 1), ("lora", 2))]
+    profile.write_text(json.dumps({"rows": rows}))
+    frozen, lora = (run.name for run in plan_runs(load_grid(str(file)), out))
+    assert run_grid(str(file), out, Console(quiet=True), Options(profile=profile)) == 0
+    happened = [(event["event"], event["run"]) for event in Journal.read(out) if "run" in event]
+    assert happened == [("start", lora), ("done", lora), ("start", frozen), ("done", frozen)]
+
+
+@contextmanager
+def disk(place: Path, options: str) -> Iterator[None]:
+    """A disk of its own, mounted there."""
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount a disk")
+    place.mkdir(parents=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", place], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.long
 def test_a_run_whose_disk_is_full_is_reported_and_the_others_go_on(tmp_path: Path) -> None:
     file, out = tmp_path / "full.yaml", tmp_path / "out"
     write_grid(file, tiny_data(), ["lora", "frozen"])
     full, other = (run.folder for run in plan_runs(load_grid(str(file)), out))
-    full.mkdir(parents=True)
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "none", full], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"no disk can be mounted here: {mounted.stderr.decode().strip()}")
-    try:
+    with disk(full, "size=16k"):
         text = io.StringIO()
         assert run_grid(str(file), out, Console(file=text, width=200)) == 1
         (failure,) = [line for line in text.getvalue().splitlines() if line.startswith("failed:")]
         assert full.name in failure and "cannot be written" in failure and "make room" in failure
         assert result(other)["status"] == "complete"
-    finally:
-        subprocess.run(["umount", full], check=True)
+
+
+@pytest.mark.long
+def test_a_grid_whose_whole_disk_is_full_reports_every_run(tmp_path: Path) -> None:
+    file, out = tmp_path / "full.yaml", tmp_path / "out"
+    write_grid(file, tiny_data(), ["lora", "frozen"])
+    with disk(out, "size=64k"):
+        (out / "filling").write_bytes(bytes(48 * 2**10))  # room for folders and files, and for nothing in them
+        text = io.StringIO()
+        assert run_grid(str(file), out, Console(file=text, width=200)) == 1
+        failures = [line for line in text.getvalue().splitlines() if line.startswith("failed:")]
+        assert len(failures) == 2 and all("make room" in failure for failure in failures), text.getvalue()
+
+
+@pytest.mark.long
+def test_a_folder_that_is_read_only_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    with disk(tmp_path / "disk", "ro"):
+        done = command_here(["grid", "demo", "--out", tmp_path / "disk" / "out"])
+        assert done.code == 2
+        assert (
+            done.err
+            == f"fmlora: error: out: cannot write to {tmp_path}/disk/out: Read-only file system; choose another --out\n"
+        )
 
 
 def test_a_run_dies_with_its_trial() -> None:
@@ -230,10 +299,10 @@ def test_a_run_dies_with_its_trial() -> None:
     def runs() -> list[int]:
         return [pid for pid in processes(marker) if pid != process.pid]
 
-    assert wait_until(runs, 20)
+    assert wait_until(runs, 120)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert wait_until(lambda: not runs(), 10)
+    assert wait_until(lambda: not runs(), 60)
 
 
 def test_a_run_whose_trial_is_already_gone_does_not_start() -> None:

@@ -106,6 +106,9 @@ def test_a_file_that_is_no_profile_is_refused(tmp_path: Path, text: str, message
 
 def test_a_simulated_cluster_that_is_too_small_is_refused(tmp_path: Path) -> None:
     name = write_grid(tmp_path, more="resources: {gpus: 4}")
+    with pytest.raises(UserError, match=r"4 x .* of icons_mini-5-lora-s0-.* does not fit the nodes"):
+        plan(name, tmp_path / "out", Cluster(nodes=4, gpus=0))
+    assert "4 runs, 0 done" in plan(name, tmp_path / "out", Cluster()), "of which no size was told"
     for run in plan_runs(load_grid(name), tmp_path / "out"):
         finish(run, 10.0)
     with pytest.raises(UserError, match=r"does not fit the nodes \(2 nodes of 1 GPUs\)"):

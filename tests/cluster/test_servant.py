@@ -34,17 +34,24 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[
 
 
 def test_the_scratch_folder_goes_away_and_takes_those_of_dead_owners_with_it(temporary: Path) -> None:
-    stale, working, foreign = (temporary / name for name in ("fmlora-ray-dead", "fmlora-ray-live", "fmlora-other"))
-    for folder in (stale, working, foreign):
+    names = ("fmlora-ray-dead", "fmlora-ray-live", "fmlora-ray-new", "fmlora-other")
+    stale, working, new, foreign = (temporary / name for name in names)
+    for folder in (stale, working, new, foreign):
         folder.mkdir()
-    (stale / "owner.lock").touch()
+    for folder in (stale, new):  # the new one's owner is about to lock it
+        (folder / "owner.lock").touch()
+    os.utime(stale / "owner.lock", (0, 0))
     (stale / "ray").mkdir()
     with open(working / "owner.lock", "w") as owner:
         fcntl.flock(owner, fcntl.LOCK_EX)
         with scratch_folder() as mine, scratch_folder() as another:
             assert mine != another and mine.is_dir() and another.is_dir()
             assert not stale.exists()
-        assert sorted(folder.name for folder in temporary.iterdir()) == ["fmlora-other", "fmlora-ray-live"]
+        assert sorted(folder.name for folder in temporary.iterdir()) == [
+            "fmlora-other",
+            "fmlora-ray-live",
+            "fmlora-ray-new",
+        ]
 
 
 def test_ray_starts_with_its_token_where_it_was_imported_before() -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,8 @@ def test_a_run_that_writes_no_event_for_too_long_is_ended(tmp_path: Path) -> Non
 def test_a_slow_run_that_writes_events_goes_on(tmp_path: Path) -> None:
     steps = "import time\nfor n in range(12):\n    open('events.jsonl', 'a').write('x\\n'); time.sleep(0.3)"
     process = python(f"import os; os.chdir({str(tmp_path)!r})\n{steps}")
+    while not (tmp_path / "events.jsonl").exists():
+        time.sleep(0.05)
     assert supervise(trial(tmp_path, stall_timeout=2.5), [process])["status"] == "done"
 
 

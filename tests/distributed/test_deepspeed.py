@@ -86,7 +86,7 @@ def staged() -> Path:
         name = f"{method}-resumed"
         first, *cases[name], _ = _parts(method)
         ends[name] = [observe(folder / name, tiny_data(), **first)]
-    code, out, err = finish(launch(TESTS / "staging.py", folder, tiny_data(), json.dumps(cases)), timeout=900)
+    code, out, err = finish(launch(TESTS / "staging.py", folder, tiny_data(), json.dumps(cases)), timeout=2400)
     assert code == 0, out + err
     assert "is deprecated" not in out + err, "what DeepSpeed and torch have to settle is not told to a user"
     for name, seen in ends.items():
@@ -240,7 +240,7 @@ def forty() -> Path:
         cases[row] = {"method": method, "deepspeed": stage, **common}
     cases["fmlora-zero2"]["method.drs_steps"] = 2
     launched = launch(TESTS / "forty_tasks.py", folder, folder / "data", json.dumps(cases))
-    code, out, err = finish(launched, timeout=1200)
+    code, out, err = finish(launched, timeout=2400)
     assert code == 0, out + err
     return folder
 

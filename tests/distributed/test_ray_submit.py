@@ -54,11 +54,11 @@ def test_ray_submit_runs_a_grid_on_the_cluster_of_the_head() -> None:
         log, script = work / "user.log", REPOSITORY / "cluster" / "grid.py"
 
         refused = host.start(["ray", "submit", "--no-config-cache", config], log, **env)
-        assert refused.wait(60) == 2 and "Missing argument 'SCRIPT'" in log.read_text(), "as README says"
+        assert refused.wait(300) == 2 and "Missing argument 'SCRIPT'" in log.read_text(), "as README says"
 
-        host.run(["ray", "up", "-y", "--no-config-cache", config], log, timeout=120, **env)
+        host.run(["ray", "up", "-y", "--no-config-cache", config], log, timeout=600, **env)
         submit = ["ray", "submit", "--no-config-cache", config, script, "--", work / "short.yaml", "--out", out]
-        said = host.run(submit, log, timeout=180, **env)
+        said = host.run(submit, log, timeout=900, **env)
         assert "1 runs, 0 finished, 1 to run" in said and "written:" in said
         (folder,) = (out / "runs").iterdir()
         assert result(folder)["status"] == "complete"
@@ -67,5 +67,5 @@ def test_ray_submit_runs_a_grid_on_the_cluster_of_the_head() -> None:
         assert len(host.processes("gcs_server")) == 1, "it has joined the cluster, and started no Ray of its own"
         assert (home / "grid.py").read_bytes() == script.read_bytes(), "all that was copied of the project"
 
-        said = host.run(submit, log, timeout=120, **env)
+        said = host.run(submit, log, timeout=600, **env)
         assert "1 finished, 0 to run" in said

@@ -36,6 +36,7 @@ JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 ReturnToService=2
+FirstJobId={os.getpid()}
 SchedulerParameters=sched_interval=2,bf_interval=2
 KillWait=5
 StateSaveLocation={work}/state
@@ -48,6 +49,7 @@ SlurmdPort=16818
             + "".join(f"NodeName={node.name} NodeAddr={node.address} CPUs=1 RealMemory=1000\n" for node in nodes)
             + f"PartitionName=all Nodes={','.join(node.name for node in nodes)} Default=YES MaxTime=INFINITE State=UP\n"
         )
+        # Jobs have scratch folders by their numbers in /tmp, where another Slurm of these tests may have its own.
         # (A job that is put back waits until its old credential has expired: two minutes, unless it is said otherwise.)
         self.env = {"SLURM_CONF": work / "slurm.conf"}
         (work / "state").mkdir()
@@ -64,13 +66,13 @@ SlurmdPort=16818
         for node, log in zip(nodes, logs, strict=True):
             # By force, for the key lies in a folder of this test, and not in /etc/munge.
             node.start(["munged", "--foreground", "--force", *words, f"--log-file={log}.munged"], log)
-            wait_until(Path(f"/proc/{node.init}/root{SOCKET}").exists, 20, "munged")
+            wait_until(Path(f"/proc/{node.init}/root{SOCKET}").exists, 120, "munged")
         self.host.start(["slurmctld", "-D", "-c"], work / "controller.log", **self.env)
         for node, log in zip(nodes, logs, strict=True):
             (work / f"spool-{node.name}").mkdir()
             node.start(["slurmd", "-D"], log, **self.env)
         try:
-            wait_until(lambda: self._sinfo().split() == ["idle", "idle"], 60, "idle nodes")
+            wait_until(lambda: self._sinfo().split() == ["idle", "idle"], 300, "idle nodes")
         except AssertionError:
             print(*(log.read_text() for log in [work / "controller.log", *logs]))
             raise
@@ -78,12 +80,12 @@ SlurmdPort=16818
     def _sinfo(self) -> str:
         answer = self.work / "sinfo.log"
         answer.unlink(missing_ok=True)
-        self.host.start(["sinfo", "--noheader", "--Node", "--format=%T"], answer, **self.env).wait(30)
+        self.host.start(["sinfo", "--noheader", "--Node", "--format=%T"], answer, **self.env).wait(120)
         return answer.read_text()
 
     def submit(self, *words: object) -> str:
         """The number of the job."""
-        options = ["--parsable", "--output", self.work / "job-%j.log", "--time=00:10:00", "--cpus-per-task=1"]
+        options = ["--parsable", "--output", self.work / "job-%j.log", "--time=00:30:00", "--cpus-per-task=1"]
         return self.host.run(["sbatch", *options, *words], self.work / "sbatch.log", **self.env).strip()
 
     def job(self, number: str) -> dict[str, str]:
@@ -131,13 +133,13 @@ def test_a_job_runs_the_grid_and_goes_on_when_it_is_requeued() -> None:
                 host.processes("fmlora_dist.cli run")
             )
 
-        wait_until(lambda: halfway() or slurm.over(number), 120, "a run in the job")
+        wait_until(lambda: halfway() or slurm.over(number), 600, "a run in the job")
         assert not slurm.over(number), slurm.said(number)
         # What the time limit's warning does: the grid is stopped, and the job is put back into the queue.
         host.run(["scancel", "--batch", "--signal=TERM", number], work / "scancel.log", **slurm.env)
-        wait_until(lambda: slurm.job(number)["JobState"] == "PENDING", 60, "a requeue")
+        wait_until(lambda: slurm.job(number)["JobState"] == "PENDING", 300, "a requeue")
         assert slurm.job(number)["Restarts"] == "1"
-        said = slurm.wait(number, 240)
+        said = slurm.wait(number, 900)
         job = slurm.job(number)
         assert job["JobState"] == "COMPLETED" and job["ExitCode"] == "0:0", said
         assert "stopped, " in said and "written:" in said
@@ -145,17 +147,17 @@ def test_a_job_runs_the_grid_and_goes_on_when_it_is_requeued() -> None:
         assert len(runs) == 2 and all(result(run)["status"] == "complete" for run in runs)
         done = [line["run"] for line in Journal.read(out) if line["event"] == "done"]
         assert sorted(done) == [run.name for run in runs], "each ended once"
-        wait_until(lambda: not host.processes("gcs_server"), 30, "the end of the job's Ray")
+        wait_until(lambda: not host.processes("gcs_server"), 120, "the end of the job's Ray")
         assert not list(Path("/tmp").glob(f"fmlora-{number}*")), "its scratch folder is gone"
 
         # Started again, on both nodes: the first has one core, so both work on the grid of two runs at once.
         again = work / "again"
         words = ["--nodes=2", REPOSITORY / "cluster" / "slurm.sbatch", work / "short.yaml", "--out"]
         number = slurm.submit(*words, again)
-        said = slurm.wait(number, 240)
+        said = slurm.wait(number, 900)
         assert slurm.job(number)["JobState"] == "COMPLETED", said
         done = [line for line in Journal.read(again) if line["event"] == "done"]
         assert {line["host"] for line in done} == {node.name for node in nodes}
         for run in runs:
             assert result(again / "runs" / run.name)["accuracy_matrix"] == result(run)["accuracy_matrix"]
-        wait_until(lambda: not any(node.processes("raylet") for node in nodes), 30, "the end of the job's Ray")
+        wait_until(lambda: not any(node.processes("raylet") for node in nodes), 120, "the end of the job's Ray")

@@ -23,7 +23,7 @@ def test_a_run_over_two_hosts_is_that_of_two_processes_on_one() -> None:
             first.run(
                 ["deepspeed", "--hostfile", work / "hostfile", *script],
                 work / "launcher.log",
-                timeout=240,
+                timeout=900,
                 PATH=f"{tools}:{ENV['PATH']}",
                 DS_ENV_FILE=work / "deepspeed_env",
             )
