@@ -10,6 +10,7 @@ from benchmarks.index import TEST, TRAIN
 from benchmarks.listing import Counts, Item, Listing
 from benchmarks.public_codes import BACKBONE, BATCH_SIZE, IMAGE_SIZE, PILOT
 from benchmarks.spec import BenchmarkSpec
+from benchmarks.transforms import Transform
 from fmlora_dist.errors import UserError
 from fmlora_dist.registry import register_benchmark
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["cub200", "read"]
 
+MAMMOTH = Transform(interpolation="bicubic", train_resize=300, test_resize=256, test_interpolation="bicubic")
 PARTS = {"1": TRAIN, "0": TEST}
 
 
@@ -82,7 +84,7 @@ def cub200() -> BenchmarkSpec:
     - Split: the official train_test_split.txt, as HiDe-Prompt reads it. PILOT and SD-LoRA read ready-made folders and
       mammoth an archive of its own, whose splits are not established; `fmlora prepare folder` takes such folders.
     - Transforms: PILOT, SD-LoRA, HiDe-Prompt and InfLoRA's data class do the same. mammoth resizes to 300×300 and cuts
-      224 out of it, which cannot be said here, and normalises as ImageNet; all others feed [0, 1].
+      224 out of it, and normalises as ImageNet (`--backbone.normalisation imagenet`); all others feed [0, 1].
     - Recipe: 20 epochs of batches of 128, as PILOT's fine-tuning; InfLoRA, SD-LoRA and CODA-Prompt have none for CUB,
       HiDe-Prompt 50 epochs of 24 × 8.
     """
@@ -95,7 +97,7 @@ def cub200() -> BenchmarkSpec:
         backbone_name=BACKBONE,
         epochs=20,
         batch_size=BATCH_SIZE,
-        transforms={"pilot": PILOT, "hide": PILOT, "inflora": PILOT},
+        transforms={"pilot": PILOT, "hide": PILOT, "inflora": PILOT, "mammoth": MAMMOTH},
         normalisation="unit",
         read=read,
         download="https://www.vision.caltech.edu/datasets/cub_200_2011/",

@@ -46,7 +46,10 @@ class Transform:
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Smallest and largest area of a training crop, as a share of the image (torchvision's RandomResizedCrop)."""
     interpolation: Interpolation = "bilinear"
-    """Of the training crop's resize."""
+    """Of the resize in training."""
+    train_resize: int | None = None
+    """Length in pixels to which training resizes both sides of the whole image, before it cuts a square of the image
+    size out of it, anywhere; None: the random resized crops of `crop_scale`."""
     flip: bool = True
     """Whether training mirrors half of the images."""
     brightness: float = 0.0
@@ -73,13 +76,20 @@ class Crops:
 
     boxes: NDArray[np.int64]
     """[n, 4]: top, left, height, width in pixels of the original image."""
+    places: NDArray[np.float64]
+    """[n, 2]: where in the resized box, from 0 to 1 down and across, the square is cut (`train_resize`)."""
     mirrored: NDArray[np.bool_]
     """[n]: whether the crop is mirrored left to right."""
     brightness: Tensor
     """float32 [n]: factor of the pixels."""
 
     def __getitem__(self, part: slice) -> Crops:
-        return Crops(boxes=self.boxes[part], mirrored=self.mirrored[part], brightness=self.brightness[part])
+        return Crops(
+            boxes=self.boxes[part],
+            places=self.places[part],
+            mirrored=self.mirrored[part],
+            brightness=self.brightness[part],
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -90,11 +100,13 @@ class Windows:
     """uint8, one dimension: the windows one after another, each [height, width, 3]."""
     shapes: tuple[tuple[int, int], ...]
     """Height and width of each window."""
+    places: tuple[tuple[float, float], ...]
+    """Of each window, as in ``Crops``."""
     mirrored: tuple[bool, ...]
     """Whether each window is mirrored."""
     size: int
-    """Height and width S to which they are to be resized."""
-    interpolation: Interpolation
+    """Height and width S that they are to have."""
+    transform: Transform
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -105,8 +117,8 @@ class Windows:
         parts = moved.split([3 * height * width for height, width in self.shapes])
         return torch.stack(
             [
-                resize_window(part.view(*shape, 3).permute(2, 0, 1), self.size, self.interpolation, mirrored)
-                for part, shape, mirrored in zip(parts, self.shapes, self.mirrored, strict=True)
+                resize_window(part.view(*shape, 3).permute(2, 0, 1), self.size, self.transform, place, mirrored)
+                for part, shape, place, mirrored in zip(parts, self.shapes, self.places, self.mirrored, strict=True)
             ]
         )
 
@@ -119,7 +131,8 @@ def draw_crops(
     *,
     ratio: tuple[float, float] = RATIO,
 ) -> Crops:
-    """Draw for n images what torchvision's ``RandomResizedCrop``, ``RandomHorizontalFlip`` and ``ColorJitter`` draw.
+    """Draw for n images what torchvision's ``RandomResizedCrop``, ``RandomHorizontalFlip`` and ``ColorJitter`` draw,
+    or its ``RandomCrop`` where `train_resize` comes first.
 
     The distributions are theirs; the numbers are not, since theirs come one by one from global state.
 
@@ -144,18 +157,30 @@ def draw_crops(
     )
     top, left = np.floor(along * (heights - height + 1)), np.floor(across * (widths - width + 1))
     boxes = np.where(fits.any(axis=1), (top, left, height, width), _centred(heights, widths, ratio))
+    if transform.train_resize:
+        boxes = np.stack([np.zeros(n), np.zeros(n), heights, widths])
     brightness = 1 + transform.brightness * (2 * dimmed - 1)
     return Crops(
         boxes=boxes.T.astype(np.int64),
+        places=np.stack([along, across], axis=1),
         mirrored=(mirrored < 0.5) & transform.flip,
         brightness=torch.from_numpy(np.maximum(brightness, 0).astype(np.float32)),
     )
 
 
-def resize_window(window: Tensor, size: int, interpolation: Interpolation, mirrored: bool) -> Tensor:
-    """One training crop: uint8 [3, h, w] -> uint8 [3, S, S], antialiased as PIL does, mirrored if asked for."""
-    resized = F.resize(window, [size, size], interpolation=InterpolationMode(interpolation), antialias=True)
-    return F.horizontal_flip(resized) if mirrored else resized
+def resize_window(
+    window: Tensor, size: int, transform: Transform, place: tuple[float, float], mirrored: bool
+) -> Tensor:
+    """One training crop: uint8 [3, h, w] -> uint8 [3, S, S], antialiased as PIL does, mirrored if asked for.
+
+    With `train_resize` the resized window is larger, and the square at `place` in it is the crop.
+    """
+    length = transform.train_resize or size
+    mode = InterpolationMode(transform.interpolation)
+    resized = F.resize(window, [length, length], interpolation=mode, antialias=True)
+    top, left = (int(part * (length - size + 1)) for part in place)
+    square = resized[:, top : top + size, left : left + size]
+    return F.horizontal_flip(square) if mirrored else square
 
 
 def view(image: Tensor, size: int, transform: Transform) -> Tensor:

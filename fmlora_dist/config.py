@@ -335,7 +335,8 @@ def _model_for(method: str) -> type[RunConfig]:
 @cache  # a grid has hundreds of runs of a few methods, and a model takes 20 ms to make
 def _model_with(config: type[MethodConfig], method: str) -> type[RunConfig]:
     literal: Any = Literal
-    named = create_model(config.__name__, __base__=config, name=(literal[method], method))
+    name = Field(method, description=config.model_fields["name"].description)
+    named = create_model(config.__name__, __base__=config, name=(literal[method], name))
     named.__doc__ = config.__doc__
     default = named()
     return create_model("RunConfig", __base__=RunConfig, method=(named, Field(default, description=config.__doc__)))

@@ -43,6 +43,9 @@ def describe(config: RunConfig, data: RunData, pretrained: Pretrained) -> dict[s
         "flip": data.transform.flip,
         "brightness": data.transform.brightness,
     }
+    if data.transform.train_resize:
+        del recipe["crop_scale"]
+        recipe["train_resize"] = data.transform.train_resize
     return {
         "shared": shared,
         "shared_hash": _hash(shared),

@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr, redirect_stdout
@@ -44,6 +45,8 @@ class Done:
     out: str
     err: str
     seconds: float
+    cpu: float | None = None
+    """Seconds of CPU time until it ended by itself."""
 
 
 def command(
@@ -58,7 +61,7 @@ def command(
 
     Args:
         argv: Its words.
-        kill_after: Seconds after which it gets SIGKILL.
+        kill_after: Seconds of its own CPU time, which a busy machine does not shorten, after which it gets SIGKILL.
         kill_at_replace: (n, late): it gets SIGKILL as it puts its n-th file (from 0) in place, before or after that.
         largest_file: Bytes beyond which no file can grow: a full disk, as far as the process can tell.
         folder: Where it runs.
@@ -66,17 +69,19 @@ def command(
     files = Path(tempfile.mkdtemp(dir=scratch()))
     words = [str(word) for word in argv]
     started = time.perf_counter()
-    process = _context().Process(target=_child, args=(words, files, kill_at_replace, largest_file, folder))
+    limits = (kill_after, kill_at_replace, largest_file)
+    process = _context().Process(target=_child, args=(words, files, limits, folder))
     process.start()
-    process.join(120 if kill_after is None else kill_after)
+    process.join(120)
     if process.is_alive():
         process.kill()
         process.join()
-        assert kill_after is not None, f"still running after two minutes: {words}"
+        raise AssertionError(f"still running after two minutes: {words}")
     seconds = time.perf_counter() - started
     assert process.exitcode is not None
     texts = [(files / name).read_text() if (files / name).exists() else "" for name in ("out", "err")]
-    return Done(process.exitcode, *texts, seconds)
+    cpu = float((files / "cpu").read_text()) if (files / "cpu").exists() else None
+    return Done(process.exitcode, *texts, seconds, cpu)
 
 
 def two_processes(argv: Sequence[object], *, kill_when: Callable[[], bool] | None = None) -> list[Done]:
@@ -93,7 +98,7 @@ def two_processes(argv: Sequence[object], *, kill_when: Callable[[], bool] | Non
     for rank, files in enumerate(folders):
         env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        processes.append(_context().Process(target=_child, args=(words, files, None, None, None, env)))
+        processes.append(_context().Process(target=_child, args=(words, files, (None, None, None), None, env)))
         processes[-1].start()
     while any(process.is_alive() for process in processes):
         assert time.perf_counter() - started < 200, f"still running after 200 seconds: {words}"
@@ -140,13 +145,23 @@ def tiny_data() -> Path:
     return folder
 
 
-@cache
 def finished(method: str) -> Path:
     """The directory of an undisturbed run of a method on the tiny benchmark; not to be changed."""
+    return _finished(method)[0]
+
+
+def cpu_seconds(method: str) -> float:
+    """CPU time that the process of that run took, from its start to its end."""
+    return _finished(method)[1]
+
+
+@cache
+def _finished(method: str) -> tuple[Path, float]:
     out = scratch() / f"finished-{method}"
     done = command(run_arguments(out, method=method))
     assert done.code == 0, done.err
-    return out
+    assert done.cpu is not None
+    return out, done.cpu
 
 
 def result(out: Path) -> dict[str, Any]:
@@ -191,11 +206,11 @@ def _context() -> Any:
 def _child(
     argv: list[str],
     files: Path,
-    kill_at_replace: tuple[int, bool] | None,
-    largest_file: int | None,
+    limits: tuple[float | None, tuple[int, bool] | None, int | None],
     folder: Path | None,
     env: dict[str, str] | None = None,
 ) -> None:
+    kill_after, kill_at_replace, largest_file = limits
     os.environ.update(env or {})
     for name, number in (("out", 1), ("err", 2)):
         target = os.open(files / name, os.O_WRONLY | os.O_CREAT)
@@ -207,7 +222,17 @@ def _child(
         resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     if kill_at_replace is not None:
         os.replace = _deadly(os.replace, *kill_at_replace)  # type: ignore[assignment]
-    sys.exit(main(argv))
+    if kill_after is not None:
+        threading.Thread(target=_die_after, args=(kill_after,), daemon=True).start()
+    code = main(argv)
+    (files / "cpu").write_text(str(time.process_time()))
+    sys.exit(code)
+
+
+def _die_after(seconds: float) -> None:
+    while time.process_time() < seconds:
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _deadly(replace: Callable[..., None], at: int, late: bool) -> Callable[..., None]:

@@ -5,12 +5,15 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
-from fmlora_dist.registry import list_benchmarks, list_methods
+from fmlora_dist.config import RunConfig
+from fmlora_dist.registry import get_method, list_benchmarks, list_methods
 from running import (
     REPOSITORY,
     assert_same_run,
@@ -22,13 +25,6 @@ from running import (
     run_arguments,
     tiny_data,
 )
-
-FIELDS = ["benchmark", "scenario", "tasks", "seed", "order_seed", "epochs", "batch_size", "data_root", "device"]
-FIELDS += ["threads", "workers", "cache_budget", "backbone.name", "backbone.weights", "backbone.options"]
-FIELDS += ["backbone.normalisation", "train.lr", "train.optimizer", "train.weight_decay", "train.schedule"]
-FIELDS += ["train.clip", "train.precision", "train.validation", "method.rank", "method.projections", "method.drs"]
-FIELDS += ["method.task_rank", "method.candidates", "method.drs_price", "method.drs_temperature"]
-FIELDS += ["method.drs_spread", "method.drs_steps", "method.prompt_tokens"]
 
 
 def test_train_py_and_fmlora_run_are_the_same_run(tmp_path: Path) -> None:
@@ -90,13 +86,26 @@ def test_progress_is_told_a_line_a_task_and_the_end() -> None:
 # -- help ---------------------------------------------------------------------------------------------------------
 
 
-def test_help_explains_every_field_with_its_default() -> None:
-    done = command(["run", "--method", "fmlora", "--help"])
+def _fields(model: type[BaseModel]) -> Iterator[str]:
+    """Dotted names of all fields."""
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from (f"{name}.{inner}" for inner in _fields(field.annotation))
+        else:
+            yield name
+
+
+@pytest.mark.parametrize("method", [None, *list_methods()])
+def test_help_explains_every_field_with_its_default(method: str | None) -> None:
+    done = command(["run", *(["--method", method] if method else []), "--help"])
     assert done.code == 0
     text = " ".join(done.out[done.out.index("\noptions:") :].split())
     for flag in ("--config", "--out", "--resume"):
         assert flag in text
-    for field in FIELDS:
+    own = get_method(method or "fmlora").Config
+    fields = [*_fields(RunConfig), *(f"method.{name}" for name in own.model_fields)]
+    assert len(fields) > 20
+    for field in fields:
         found = re.search(rf"--{re.escape(field)} (?P<rest>.*?)(?= --[a-z_.]+ |$)", text)
         assert found, f"--{field} is not in the help"
         assert re.search(r"\S.{10,} \(default: .*\)", found["rest"]), found[0]

@@ -143,6 +143,7 @@ def test_the_test_part_of_a_transform_is_shared_and_the_training_part_is_the_row
         {"crop_scale": (0.05, 1.0)},
         {"interpolation": "bicubic"},
         {"brightness": 0.2},
+        {"train_resize": 60},
         {"flip": False},
     ):
         data.transform = Transform(**fields)

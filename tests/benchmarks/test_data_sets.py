@@ -429,6 +429,11 @@ CROP_8, CROP_5 = (0.08, 1.0), (0.05, 1.0)
                 test_keeps_aspect=False,
             ),
         ),
+        (
+            "cub200",
+            "mammoth",
+            Transform(interpolation="bicubic", train_resize=300, test_resize=256, test_interpolation="bicubic"),
+        ),
     ],
 )
 def test_transforms_are_those_of_the_public_codes(benchmark, code, transform):

@@ -121,9 +121,11 @@ def test_crops_change_from_epoch_to_epoch_and_task_to_task(tiny):
     assert len({tuple(image.flatten().tolist()) for image in images}) == 6
 
 
+@pytest.mark.parametrize("train_resize", [None, 64])
 @pytest.mark.parametrize("brightness", [0.0, 63 / 255])
-def test_crops_resized_where_they_are_moved_to_are_those_resized_while_reading(tiny, brightness):
-    samples = tiny.samples(transform=Transform(crop_scale=(0.2, 1.0), brightness=brightness))
+def test_crops_resized_where_they_are_moved_to_are_those_resized_while_reading(tiny, brightness, train_resize):
+    transform = Transform(crop_scale=(0.2, 1.0), brightness=brightness, train_resize=train_resize)
+    samples = tiny.samples(transform=transform)
     now, later = (list(train_stream(samples, batch_size=10, resize_later=later).epoch(1)) for later in (False, True))
     for one, other in zip(now, later, strict=True):
         assert isinstance(other.images, Windows) and len(other.images) == len(one.images)

@@ -62,8 +62,25 @@ def test_a_crop_is_what_pil_makes_of_the_same_box(shape, interpolation):
         theirs = F.resized_crop(Image.fromarray(pixels), top, left, height, width, [224, 224], mode)
         theirs = np.asarray(F.hflip(theirs) if mirrored else theirs).astype(int)
         window = np.ascontiguousarray(pixels[top : top + height, left : left + width])
-        ours = resize_window(tensor(window), 224, interpolation, mirrored).permute(1, 2, 0).numpy().astype(int)
+        transform = Transform(interpolation=interpolation)
+        ours = resize_window(tensor(window), 224, transform, (0.9, 0.1), mirrored).permute(1, 2, 0).numpy().astype(int)
         assert np.abs(ours - theirs).max() <= GREY_LEVELS[interpolation]
+        assert np.abs(ours - theirs).mean() < 0.3 and abs((ours - theirs).mean()) < 0.05
+
+
+@pytest.mark.parametrize("interpolation", INTERPOLATIONS)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_square_cut_after_the_resize_is_what_pil_makes_of_the_same_place(shape, interpolation):
+    pixels, transform = picture(*shape), Transform(interpolation=interpolation, train_resize=300)
+    resized = pil.Resize((300, 300), F.InterpolationMode(interpolation))(Image.fromarray(pixels))
+    crops = crops_of(*shape, 8, transform, seed=1)
+    assert crops.boxes.tolist() == [[0, 0, *shape]] * 8
+    for place, mirrored in zip(crops.places.tolist(), crops.mirrored.tolist(), strict=True):
+        top, left = (int(77 * part) for part in place)
+        theirs = F.crop(resized, top, left, 224, 224)
+        theirs = np.asarray(F.hflip(theirs) if mirrored else theirs).astype(int)
+        ours = resize_window(tensor(pixels), 224, transform, place, mirrored).permute(1, 2, 0).numpy().astype(int)
+        assert ours.shape == theirs.shape and np.abs(ours - theirs).max() <= GREY_LEVELS[interpolation]
         assert np.abs(ours - theirs).mean() < 0.3 and abs((ours - theirs).mean()) < 0.05
 
 
@@ -156,9 +173,10 @@ def test_pixel_means_of_many_crops_are_those_of_the_pil_pipeline(shape, interpol
     ours = Windows(
         pixels=flat,
         shapes=tuple(window.shape[:2] for window in windows),
+        places=tuple(map(tuple, crops.places.tolist())),
         mirrored=tuple(crops.mirrored.tolist()),
         size=size,
-        interpolation=interpolation,
+        transform=transform,
     ).to(torch.device("cpu"))
     torch.manual_seed(0)
     theirs = torch.stack([pipeline(Image.fromarray(pixels)) for _ in range(n)])
@@ -172,10 +190,12 @@ def test_pixel_means_of_many_crops_are_those_of_the_pil_pipeline(shape, interpol
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_pixel_means_under_the_same_boxes_agree_within_one_255th(shape, interpolation):
     pixels, mode = picture(*shape), F.InterpolationMode(interpolation)
+    transform = Transform(interpolation=interpolation)
     for top, left, height, width in crops_of(*shape, 20, seed=5).boxes.tolist():
         theirs = F.to_tensor(F.resized_crop(Image.fromarray(pixels), top, left, height, width, [224, 224], mode))
         window = tensor(np.ascontiguousarray(pixels[top : top + height, left : left + width]))
-        ours = normalise(resize_window(window, 224, interpolation, False)[None], Normalisation((0,) * 3, (1,) * 3))[0]
+        crop = resize_window(window, 224, transform, (0.0, 0.0), False)
+        ours = normalise(crop[None], Normalisation((0,) * 3, (1,) * 3))[0]
         assert (ours.mean((1, 2)) - theirs.mean((1, 2))).abs().max() < 1 / 255
 
 
@@ -188,6 +208,16 @@ def test_boxes_lie_inside_the_image_and_are_not_empty(seed, smallest, height, wi
     top, left, tall, wide = boxes.T
     assert (boxes >= 0).all() and (tall > 0).all() and (wide > 0).all()
     assert (top + tall <= height).all() and (left + wide <= width).all()
+
+
+def test_squares_are_cut_at_each_place_equally_often_as_torchvisions():
+    """RandomCrop's places of 224 in 300 are 0 to 76, down and across, each as likely."""
+    places = crops_of(90, 310, 20_000, Transform(train_resize=300)).places
+    assert places.shape == (20_000, 2) and abs(np.corrcoef(places.T)[0, 1]) < 0.03
+    counts = [np.bincount((77 * part).astype(int), minlength=77) for part in places.T]
+    for count in counts:
+        assert len(count) == 77
+        assert ((count - 20_000 / 77) ** 2 / (20_000 / 77)).sum() < 76 + 6 * (2 * 76) ** 0.5
 
 
 @settings(max_examples=25)
