@@ -1,11 +1,14 @@
 """All that a report says, before it takes a form."""
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fmlora_dist.errors import UserError
 from fmlora_dist.report.aggregate import Run, Runs
+from fmlora_dist.report.beside import Grid, difference_grid, pooled_grids, published_grid
+from fmlora_dist.report.differences import Difference, Pooled, differences, pooled
 from fmlora_dist.report.layouts import Grouping, tables
 from fmlora_dist.report.tables import Table
 
@@ -17,12 +20,25 @@ class Report:
     """Tables, and what must be known to read them."""
 
     tables: list[Table]
+    differences: list[list[Difference]]
+    """For each table how its rows compare."""
+    pooled: list[Pooled]
+    """How methods compare over several benchmarks, for Acc and AAA; empty for one benchmark."""
     runs: list[Run]
     """All runs in them."""
     progress: str = ""
     """How far an unfinished grid is; '' when nothing more is planned."""
     broken: list[tuple[Path, str]] = field(default_factory=list)
     """Result files that were left out, each with its reason."""
+
+    def sections(self) -> Iterator[tuple[Table, list[Grid]]]:
+        """Every table with what stands beside it."""
+        for table, found in zip(self.tables, self.differences, strict=True):
+            yield table, [grid for grid in (published_grid(table), difference_grid(table, found)) if grid]
+
+    def overall(self) -> list[Grid]:
+        """What is said of all tables together."""
+        return [grid for found in self.pooled for grid in pooled_grids(found)]
 
 
 def make_report(runs: Runs, grouping: Grouping | None = None, *, allow_mixed: bool = False) -> Report:
@@ -35,8 +51,11 @@ def make_report(runs: Runs, grouping: Grouping | None = None, *, allow_mixed: bo
     if not runs.runs:
         broken = "".join(f"; {file}: {reason}" for file, reason in runs.broken[:1])
         raise UserError(f"report: there is no finished run (a folder with a result.json) to compare{broken}")
+    found = tables(runs, grouping, allow_mixed=allow_mixed)
     return Report(
-        tables=tables(runs, grouping, allow_mixed=allow_mixed),
+        tables=found,
+        differences=[differences(table) for table in found],
+        pooled=pooled(found),
         runs=runs.runs,
         progress=_progress(runs),
         broken=runs.broken,

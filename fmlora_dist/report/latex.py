@@ -1,10 +1,11 @@
 r"""A report for a paper: what \input takes; best in bold, second underlined, what is not compared in grey."""
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 
+from fmlora_dist.report.beside import Grid
 from fmlora_dist.report.contents import Report
-from fmlora_dist.report.published import Published
 from fmlora_dist.report.tables import Cell, Head, Row, Table
 
 __all__ = ["PACKAGES", "to_latex"]
@@ -24,6 +25,8 @@ _ESCAPES = {character: f"\\{character}" for character in "#$%&_{}"} | {
     "†": r"$^\dagger$",
     "–": "--",
     "…": r"\dots{}",
+    "χ": r"$\chi$",
+    "²": r"$^2$",
 }
 _NARROW = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 """A table that is too wide is made smaller."""
@@ -35,8 +38,10 @@ def to_latex(report: Report) -> str:
         rf"% Made by fmlora report. \usepackage{{{','.join(PACKAGES)}}} in the preamble, \input{{tables}} in the text."
     ]
     lines += [rf"\par\noindent\textbf{{{_text(report.progress)}}}\par"] if report.progress else []
-    for table in report.tables:
+    for table, beside in report.sections():
         lines += ["", *_table(table)]
+        lines += [line for grid in beside for line in _grid(grid)]
+    lines += [line for grid in report.overall() for line in _grid(grid)]
     names = ", ".join(f"{file.parent.name} {reason}" for file, reason in report.broken)
     lines += ["", rf"\par\noindent\footnotesize Left out: {_text(names)}\par"] if names else []
     return "\n".join(lines) + "\n"
@@ -44,7 +49,7 @@ def to_latex(report: Report) -> str:
 
 def _table(table: Table) -> Iterator[str]:
     yield r"\begin{table}[htbp]"
-    yield rf"\centering\caption{{{_text(table.title)}}}"
+    yield rf"\centering\caption{{{_text(table.name)}}}"
     yield _NARROW
     yield rf"\begin{{tabular}}{{l{'r' * len(table.heads)}}}"
     yield r"\toprule"
@@ -53,15 +58,17 @@ def _table(table: Table) -> Iterator[str]:
         yield r"\midrule"
         if section:
             yield rf"\multicolumn{{{len(table.heads) + 1}}}{{l}}{{\emph{{{_text(section)}}}}} \\"
-        for row in rows:
-            yield _row(row)
+        competing = [row for row in rows if not row.bound]
+        yield from map(_row, competing)
+        if 0 < len(competing) < len(rows):
+            yield r"\addlinespace"
+        yield from (_row(row) for row in rows if row.bound)
     yield r"\bottomrule"
     yield r"\end{tabular}}"
     yield r"\par\smallskip\begin{minipage}{\linewidth}\footnotesize\raggedright"
     yield from (rf"{_text(note)}\par" for note in table.notes())
     yield r"\end{minipage}"
     yield r"\end{table}"
-    yield from _published(table)
 
 
 def _heads(heads: Sequence[Head]) -> Iterator[str]:
@@ -84,34 +91,22 @@ def _cell(cell: Cell) -> str:
     return _MARKS[cell.mark] % _text(cell.text)
 
 
-def _published(table: Table) -> Iterator[str]:
-    found = [
-        (row, head, line)
-        for position, head in enumerate(table.heads)
-        for row, cell in table.column(position)
-        for line in cell.published
-    ]
-    if not found:
-        return
-    sources = [*dict.fromkeys(map(_source, (line for _, _, line in found)))]
-    yield r"{\footnotesize\begin{longtable}{llrrrr}"
-    yield rf"\caption{{{_text(table.title)}: published numbers}} \\ \toprule"
-    yield r"method & column & published & ours & difference & source \\ \midrule \endhead"
-    for row, head, line in found:
-        cells = [row.label, head.title, line.text, line.ours_text, line.difference_text]
-        grey = r"\color{gray}" if line.reason else ""
-        number = sources.index(_source(line)) + 1
-        yield " & ".join(grey + _text(cell) for cell in [*cells, f"({number})"]) + r" \\"
-    yield r"\bottomrule \end{longtable}"
+def _grid(grid: Grid) -> Iterator[str]:
+    yield r"{\scriptsize\setlength{\tabcolsep}{3pt}"
+    if grid.lines:
+        yield rf"\begin{{longtable}}{{{'l' * grid.left}{'r' * (len(grid.heads) - grid.left)}}}"
+        yield rf"\caption{{{_text(grid.title)}}} \\ \toprule"
+        yield " & ".join(map(_text, grid.heads)) + r" \\ \midrule \endhead"
+        for line in grid.lines:
+            grey = r"\color{gray}" if line.faint else ""
+            yield " & ".join(grey + _text(text) for text in line.texts) + r" \\"
+        yield r"\bottomrule \end{longtable}"
     yield r"\noindent\begin{minipage}{\linewidth}\raggedright"
-    yield from (rf"({number}) {_text(source)}\par" for number, source in enumerate(sources, start=1))
-    yield r"\end{minipage}\par}"
-
-
-def _source(line: Published) -> str:
-    return line.source + (f" -- not compared: {line.reason}" if line.reason else "")
+    yield from (rf"{_text(note)}\par" for note in grid.notes)
+    yield r"\end{minipage}\par\medskip}"
 
 
 def _text(text: str) -> str:
     """Escaped; what pdflatex has no letter for is a question mark."""
-    return "".join(_ESCAPES.get(c, c if ord(c) < 0x250 else "?") for c in text)
+    escaped = "".join(_ESCAPES.get(c, c if ord(c) < 0x250 else "?") for c in text)
+    return re.sub(r"(?<![\w.-])-(?=\d)", "$-$", escaped)

@@ -1,5 +1,6 @@
 """Which tables there are: the paper's, the same for every other benchmark, and any other grouping."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,7 @@ def tables(runs: Runs, grouping: Grouping | None = None, *, allow_mixed: bool = 
         compared = [run for run in some if run not in parts or _whole(run)] if parts else some
         everyone: list[Placed] = [*compared, *planned]
         if {each.method for each in everyone} != {_OURS} or not parts:
-            layout = Layout(title=title, row=_by_method, column=_by_column, measures=ACCURACIES, published=True)
+            layout = Layout(title=title, row=_by_method, column=_by_column, measures=ACCURACIES, of_methods=True)
             found.append(build(layout, compared, planned, allow_mixed=allow_mixed))
         number, _, name = title.rpartition(": ")
         if parts:
@@ -119,9 +120,11 @@ def _by_column(placed: Placed) -> Place:
 
 
 def _parts(runs: Sequence[Run]) -> list[Run]:
-    """FM-LoRA's runs, if they differ in which parts they have."""
+    """FM-LoRA's runs in the columns where they differ in which parts they have."""
     ours = [run for run in runs if run.method == _OURS]
-    return ours if len({_by_parts(run) for run in ours}) > 1 else []
+    variants = {(run.column, _by_parts(run)) for run in ours}
+    several = {column for column, count in Counter(column for column, _ in variants).items() if count > 1}
+    return [run for run in ours if run.column in several]
 
 
 def _whole(run: Run) -> bool:
@@ -153,7 +156,7 @@ def _grouped(grouping: Grouping, runs: Runs, allow_mixed: bool) -> Table:
         measures=tuple(measure.name for measure in find_measures(names)),
         what="Accuracies in %" if not {*names} & {*COSTS, "hours"} else "Accuracies in %, costs as said",
         free=frozenset({*rows, *columns}),
-        published=True,
+        of_methods=True,
     )
     return build(layout, runs.runs, [] if grouping.rows or columns else runs.planned, allow_mixed=allow_mixed)
 

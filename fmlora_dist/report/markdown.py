@@ -1,7 +1,8 @@
-"""A report as GitHub's Markdown: best in bold, second underlined, bounds in italics."""
+"""A report as GitHub's Markdown: best in bold, second underlined, bounds in italics, like what is grey elsewhere."""
 
 from collections.abc import Iterator, Sequence
 
+from fmlora_dist.report.beside import Grid
 from fmlora_dist.report.contents import Report
 from fmlora_dist.report.tables import Cell, Table
 
@@ -14,8 +15,10 @@ def to_markdown(report: Report) -> str:
     """The whole report."""
     parts = ["# Comparison"]
     parts += [f"**{_plain(report.progress)}**"] if report.progress else []
-    for table in report.tables:
+    for table, beside in report.sections():
         parts += [f"## {_plain(table.title)}", *_table(table)]
+        parts += [part for grid in beside for part in _grid(grid)]
+    parts += [part for grid in report.overall() for part in _grid(grid)]
     if report.broken:
         parts.append("\n".join(_plain(f"- Left out: {file.parent.name} {reason}") for file, reason in report.broken))
     return "\n\n".join(parts) + "\n"
@@ -28,33 +31,30 @@ def _table(table: Table) -> Iterator[str]:
         for row in rows:
             name = f"*{_plain(row.name)}*" if row.bound else _plain(row.name)
             lines.append([name + row.mark, *map(_cell, row.cells)])
-    yield _grid(["method", *(_plain(head.title) for head in table.heads)], lines, left=1)
+    yield _lines(["method", *(_plain(head.title) for head in table.heads)], lines, 1)
     yield "\n".join(f"- {_plain(note)}" for note in table.notes())
-    compared = [
-        [
-            _plain(row.label),
-            _plain(head.title),
-            line.text,
-            line.ours_text,
-            line.difference_text,
-            _plain(line.source + (f" – *not compared: {line.reason}*" if line.reason else "")),
-        ]
-        for position, head in enumerate(table.heads)
-        for row, cell in table.column(position)
-        for line in cell.published
-    ]
-    if compared:
-        yield "### Published numbers"
-        yield _grid(["method", "column", "published", "ours", "difference", "source"], compared, left=2)
+
+
+def _grid(grid: Grid) -> Iterator[str]:
+    yield f"### {_plain(grid.title)}"
+    if grid.lines:
+        yield _lines(
+            grid.heads, [[*map(_faint if line.faint else _plain, line.texts)] for line in grid.lines], grid.left
+        )
+    yield "\n".join(f"- {_plain(note)}" for note in grid.notes)
 
 
 def _cell(cell: Cell) -> str:
     return _MARKS[cell.mark].format(cell.text)
 
 
-def _grid(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
+def _lines(head: Sequence[str], lines: Sequence[Sequence[str]], left: int) -> str:
     rule = ["---"] * left + ["---:"] * (len(head) - left)
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *lines))
+
+
+def _faint(text: str) -> str:
+    return f"*{_plain(text)}*" if text else ""
 
 
 def _plain(text: str) -> str:

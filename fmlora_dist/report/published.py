@@ -13,6 +13,7 @@ from importlib.resources import files
 
 from fmlora_dist.report.aggregate import Column, Run
 from fmlora_dist.report.measures import MEASURES, Spread, spread
+from fmlora_dist.report.significance import signed
 
 __all__ = ["Published", "published"]
 
@@ -51,7 +52,7 @@ class Published:
     @property
     def difference_text(self) -> str:
         """The difference with its sign."""
-        return "" if self.difference is None else f"{self.difference:+.2f}"
+        return "" if self.difference is None else signed(self.difference)
 
 
 def published(runs: Sequence[Run], measure: str) -> list[Published]:

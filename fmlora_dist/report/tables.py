@@ -41,8 +41,8 @@ class Layout:
     """Unit of the figures, for the note on seeds."""
     free: frozenset[str] = frozenset()
     """Fields of the shared protocol that rows or columns are made of."""
-    published: bool = False
-    """Whether published numbers stand beside."""
+    of_methods: bool = False
+    """Its rows are methods: published numbers stand beside them, and they are compared over several tables."""
     footnotes: bool = True
     """Whether protocol and recipes stand below; not where they stand below another table of the same runs."""
 
@@ -120,6 +120,8 @@ class Table:
     title: str
     heads: list[Head]
     rows: list[Row]
+    of_methods: bool = False
+    """As in its layout."""
     seeds: str = ""
     """Over what the means are taken."""
     protocol: list[str] = field(default_factory=list)
@@ -134,6 +136,11 @@ class Table:
         recipes = [f"[{row.number}] {row.label}: {row.recipe}" for row in self.rows if row.number and row.recipe]
         lines = [self.seeds, *self.mixed, *self.protocol, f"All rows: {self.same}" if self.same else "", *recipes]
         return [line for line in lines if line]
+
+    @property
+    def name(self) -> str:
+        """The title without the number that the paper gives it."""
+        return self.title.rpartition(": ")[2]
 
     def column(self, position: int) -> Iterator[tuple[Row, Cell]]:
         """Every row with its cell in one column."""
@@ -163,6 +170,7 @@ def build(layout: Layout, runs: Sequence[Run], planned: Sequence[Planned] = (), 
     same = {name: value for name, value in common(run.recipe for run in _firsts(runs)).items() if "method." not in name}
     table = Table(
         title=layout.title,
+        of_methods=layout.of_methods,
         heads=[Head(column.label, MEASURES[name]) for column in columns for name in layout.measures],
         rows=[
             _row(label, section, [found.get(column, []) for column in columns], layout.measures)
@@ -176,7 +184,7 @@ def build(layout: Layout, runs: Sequence[Run], planned: Sequence[Planned] = (), 
         row.recipe = recipe_note({column.label: members for column, members in sorted(found.items())}, same)
         for cell in row.cells:
             cell.mixed = any(run.folder in odd for run in cell.runs)
-            cell.published = published(cell.runs, cell.measure.name) if layout.published else []
+            cell.published = published(cell.runs, cell.measure.name) if layout.of_methods else []
     table.mixed = _mixed(table, odd)
     table.seeds = _seeds(table, layout.what)
     for _, members in table.sections():

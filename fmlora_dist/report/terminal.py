@@ -1,10 +1,11 @@
-"""A report in the terminal."""
+"""A report in the terminal: of the differences between methods only those of the best ones."""
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from fmlora_dist.report.beside import Grid
 from fmlora_dist.report.contents import Report
 from fmlora_dist.report.tables import Table
 
@@ -17,14 +18,19 @@ def print_report(report: Report, console: Console) -> None:
     """Print all tables with their notes, and what had to be left out."""
     if report.progress:
         console.print(Text(report.progress, style="yellow"))
-    for table in report.tables:
+    for table, beside in report.sections():
         _print_table(table, console)
+        for grid in beside:
+            _print_grid(grid, console)
+    for grid in report.overall():
+        _print_grid(grid, console)
     for file, reason in report.broken:
         console.print(Text(f"left out: {file} {reason}", style="red"), soft_wrap=True)
 
 
 def _print_table(table: Table, console: Console) -> None:
-    shown = RichTable(title=escape(table.title), title_justify="left", header_style="bold")
+    console.print(Text(f"\n{table.title}", style="italic"))
+    shown = RichTable(header_style="bold")
     shown.add_column("method", no_wrap=True)
     for head in table.heads:
         shown.add_column("\n".join(filter(None, [escape(head.group), escape(head.measure.title)])), justify="right")
@@ -42,23 +48,17 @@ def _print_table(table: Table, console: Console) -> None:
     console.print(shown)
     for note in table.notes():
         console.print(Text(note, style="dim"))
-    _print_published(table, console)
 
 
-def _print_published(table: Table, console: Console) -> None:
-    found = [
-        (row, head, line)
-        for position, head in enumerate(table.heads)
-        for row, cell in table.column(position)
-        for line in cell.published
-    ]
-    if not found:
-        return
-    shown = RichTable(title="Published numbers", title_justify="left", header_style="bold")
-    for name in ("method", "column", "published", "ours", "difference", "source"):
-        shown.add_column(name, justify="right" if name in ("published", "ours", "difference") else "left")
-    for row, head, line in found:
-        why = f" – not compared: {line.reason}" if line.reason else ""
-        cells = (row.label, head.title, line.text, line.ours_text, line.difference_text, line.source + why)
-        shown.add_row(*(Text(text) for text in cells), style="dim" if line.reason else "")
-    console.print(shown)
+def _print_grid(grid: Grid, console: Console) -> None:
+    lines = [line for line in grid.lines if not line.minor]
+    if lines:
+        console.print(Text(f"\n{grid.title}", style="italic"))
+        shown = RichTable(header_style="bold")
+        for position, head in enumerate(grid.heads):
+            shown.add_column(head, justify="left" if position < grid.left else "right")
+        for line in lines:
+            shown.add_row(*map(Text, line.texts), style="dim" if line.faint else "")
+        console.print(shown)
+    for note in grid.notes:
+        console.print(Text(note, style="dim"))
