@@ -1,4 +1,4 @@
-"""The command line: `fmlora run | grid | demo | report | evaluate | prepare | verify | show | profile | list`."""
+"""The command line: `fmlora COMMAND`, one of those below."""
 
 import os
 import sys
@@ -10,7 +10,7 @@ from fmlora_dist.commands.data import prepare, show, verify
 from fmlora_dist.commands.grids import demo, grid
 from fmlora_dist.commands.listing import listing
 from fmlora_dist.commands.profiles import profile
-from fmlora_dist.commands.reports import report
+from fmlora_dist.commands.reports import compare, report
 from fmlora_dist.commands.runs import evaluate, run
 from fmlora_dist.errors import UserError, nearest
 
@@ -55,6 +55,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "grid": grid,
     "demo": demo,
     "report": report,
+    "compare": compare,
     "evaluate": evaluate,
     "prepare": prepare,
     "verify": verify,

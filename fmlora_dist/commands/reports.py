@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from cluster.output import Output
     from fmlora_dist.report import Planned
 
-__all__ = ["report"]
+__all__ = ["compare", "report"]
 
 
 def report(argv: Sequence[str]) -> int:
@@ -42,6 +42,20 @@ def report(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--allow-mixed", action="store_true", help="mark runs of other shared protocols, do not refuse")
     return _report(parser.parse_args(argv))
+
+
+def compare(argv: Sequence[str]) -> int:
+    """Show what differs between two runs, in config and result."""
+    parser = make_parser("compare", compare.__doc__)
+    parser.add_argument("runs", nargs=2, metavar="RUN", help="a run's directory, or its URL")
+    arguments = parser.parse_args(argv)
+    from cluster.output import open_output
+    from fmlora_dist.report.compare import compare_runs, print_differing
+
+    with ExitStack() as copies:
+        one, other = (copies.enter_context(open_output(where).opened()).folder for where in arguments.runs)
+        print_differing(compare_runs(one, other), tuple(arguments.runs), Console())
+    return 0
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -58,11 +58,10 @@ def _table(table: Table) -> Iterator[str]:
         yield r"\midrule"
         if section:
             yield rf"\multicolumn{{{len(table.heads) + 1}}}{{l}}{{\emph{{{_text(section)}}}}} \\"
-        competing = [row for row in rows if not row.bound]
-        yield from map(_row, competing)
-        if 0 < len(competing) < len(rows):
-            yield r"\addlinespace"
-        yield from (_row(row) for row in rows if row.bound)
+        for before, row in zip([None, *rows], rows, strict=False):
+            if before and row.bound and not before.bound:
+                yield r"\addlinespace"
+            yield _row(row)
     yield r"\bottomrule"
     yield r"\end{tabular}}"
     yield r"\par\smallskip\begin{minipage}{\linewidth}\footnotesize\raggedright"
