@@ -31,6 +31,26 @@ def test_each_method_is_paired_with_the_best_other_one_over_common_seeds(write_r
     assert not any(row == "joint" for row, _ in found)
 
 
+def test_a_line_gives_difference_interval_and_both_ps(write_run: Write, tmp_path: Path) -> None:
+    for seed, better in enumerate((7.0, 8.0, 9.0)):
+        write_run("fmlora", seed, 70.0 + better)
+        write_run("lora", seed, 70.0)
+    ((_, (grid,)), _) = report(tmp_path).sections()
+    interval = "+5.52 to +10.48"  # 8 ± 4.3027 · 1 / √3
+    assert grid.lines[0].texts == (
+        "lora",
+        "icons N=5 Acc",
+        "fmlora",
+        "-8.00",
+        "-10.48 to -5.52",
+        "0.2500",
+        "0.2500",
+        "3",
+    )
+    assert grid.lines[1].texts == ("fmlora", "icons N=5 Acc", "lora", "+8.00", interval, "0.2500", "0.2500", "3")
+    assert [line.minor for line in grid.lines[:2]] == [True, False]
+
+
 def test_seeds_are_common_only_with_the_same_class_order(write_run: Write, tmp_path: Path) -> None:
     for seed in range(3):
         write_run("fmlora", seed, 80.0)
