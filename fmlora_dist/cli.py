@@ -1,4 +1,4 @@
-"""The command line: `fmlora COMMAND`, one of those below."""
+"""The command line: `fmlora run | grid | report | evaluate | export | …`, a function for each in `commands`."""
 
 import os
 import sys
@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from fmlora_dist import __version__
 from fmlora_dist.commands.data import prepare, show, verify
+from fmlora_dist.commands.exports import card, export
 from fmlora_dist.commands.grids import demo, grid
 from fmlora_dist.commands.listing import listing
 from fmlora_dist.commands.profiles import profile
@@ -57,6 +58,8 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "report": report,
     "compare": compare,
     "evaluate": evaluate,
+    "export": export,
+    "card": card,
     "prepare": prepare,
     "verify": verify,
     "show": show,

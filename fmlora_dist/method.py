@@ -179,6 +179,17 @@ class Method(nn.Module):
             tensors[name].data = tensors[name].data.contiguous()
         self.rebuild()
 
+    @classmethod
+    def is_plain(cls) -> bool:
+        """Whether ``forward`` is a plain timm ViT's: a linear head on the backbone's features. So it is where
+        ``forward`` and ``features`` are these, and it is what ``fmlora export`` can give away."""
+        return cls.forward is Method.forward and cls.features is Method.features
+
+    def plain_weights(self) -> dict[str, Tensor]:
+        """The weights of a plain timm ViT with the method's function, by timm's names. Only where ``is_plain``."""
+        weight, bias = self.head.rows()
+        return self.backbone.state_dict() | {"head.weight": weight.detach(), "head.bias": bias.detach()}
+
     def diagnostics(self) -> dict[str, float | int]:
         """Figures of the current task for result.json, such as ``rank`` and ``complexity``."""
         return {}

@@ -166,8 +166,10 @@ class Sequences:
         return data
 
     def train(self, method: Method, data: TensorData, steps: int = 3) -> list[float]:
-        """Adam steps on what the method lets train."""
+        """Adam steps on what the method lets train; none where nothing does."""
         groups = method.select_trainable()
+        if not groups:
+            return []
         optimizer = torch.optim.Adam([{"params": group.params, "lr": group.lr} for group in groups])
         losses = []
         for images, labels, _ in data.steps(steps):

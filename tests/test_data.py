@@ -93,7 +93,10 @@ EXPECTED = {
         HEAD | {"magnitudes"} | _adapters("qv", "down", "up"),
     ],
     "frozen": [HEAD] * 3,
+    "simplecil": [],
+    "ranpac": [],
 }
+EXPECTED |= dict.fromkeys(("sdlora_rr", "sdlora_kd"), EXPECTED["sdlora"])
 
 
 @pytest.mark.parametrize("method", list_methods())

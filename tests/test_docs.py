@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
+from fmlora_dist.card import LOADING
 from fmlora_dist.cli import _COMMANDS
 from fmlora_dist.config import RunConfig, make_config, parse_config
 from fmlora_dist.registry import list_benchmarks, list_methods
@@ -226,6 +227,12 @@ def test_every_run_of_the_readme_is_a_valid_config(tmp_path, monkeypatch):
     assert configs[0].key() == configs[1].key() == configs[2].key()
 
 
+def test_the_readme_loads_an_exported_model_by_the_lines_that_are_tested():
+    (lines,) = blocks(README, "python")
+    assert lines == LOADING  # which test_export.py runs where nothing of this project can be imported
+    assert len([line for line in lines.splitlines() if line]) == 4
+
+
 def test_the_deepspeed_command_of_the_readme_is_understood_by_its_launcher():
     from deepspeed.launcher.runner import parse_args
 
@@ -256,6 +263,16 @@ def test_the_readme_lists_every_method_and_embedded_benchmark():
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == ours
     for name, spec in list_benchmarks().items():
         assert spec.embedded is None or f"`{name}`" in README or f": {name}" in README
+
+
+def test_the_page_on_methods_has_each_with_an_equation_what_it_stores_and_what_it_costs():
+    page = (ROOT / "docs" / "methods.md").read_text()
+    sections = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", page, re.MULTILINE | re.DOTALL))
+    ours = {name for name, cls in list_methods().items() if cls.__module__.startswith(("baselines.", "fmlora_dist."))}
+    assert ours <= set(sections)
+    for name, text in sections.items():
+        assert re.search(r"^    \S", text, re.MULTILINE), f"{name}: an equation, indented"
+        assert "- *Stores* " in text and "- *Costs* " in text, name
 
 
 def test_the_readme_gives_a_reason_for_each_dependency():

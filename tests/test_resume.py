@@ -28,6 +28,7 @@ from running import (
 from tiny_benchmark import tiny_arguments
 
 METHODS = ("fmlora", "inflora", "sdlora")
+UNTRAINED = ("simplecil", "ranpac")
 
 
 def _seconds_of_a_run(out: Path) -> float:
@@ -93,7 +94,9 @@ def test_every_other_method_resumes_from_where_a_task_begins_and_from_its_midst(
     out = tmp_path / "run"
     words = [*run_arguments(out, method=method), "--resume"]
     # The numbers above; a resumed process counts from 0. So: task 1 begins, task 2 after an epoch, task 3 begins.
-    codes = [command(words, kill_at_replace=(number, True)).code for number in (1, 4, 2)]
+    # Where nothing trains there are no epochs: each of the tasks begins.
+    numbers = (1, 1, 1) if method in UNTRAINED else (1, 4, 2)
+    codes = [command(words, kill_at_replace=(number, True)).code for number in numbers]
     assert codes[0] == -9 and (method == "joint" or codes == [-9, -9, -9])
     assert command(words).code == 0
     assert_same_run(out, finished(method))

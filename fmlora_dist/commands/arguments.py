@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fmlora_dist.errors import UserError
 
-__all__ = ["byte_count", "make_parser", "positive", "whole", "write_text"]
+__all__ = ["byte_count", "make_parser", "positive", "whole", "write_bytes", "write_text"]
 
 
 class _Parser(argparse.ArgumentParser):
@@ -19,12 +19,17 @@ def make_parser(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 def write_text(file: Path, text: str, option: str) -> None:
+    """``write_bytes`` of a text."""
+    write_bytes(file, text.encode(), option)
+
+
+def write_bytes(file: Path, content: bytes, option: str) -> None:
     """Write a file that an option named, whole or not at all. Raises ``UserError``."""
     from fmlora_dist.record import write_atomically
 
     try:
         with write_atomically(file) as path:
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(content)
     except OSError as error:
         raise UserError(f"{option}: cannot write {file}: {error.strerror}; choose another file") from error
 

@@ -61,5 +61,8 @@ class GrowingHead(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """Logits [b, classes seen so far] of features [b, d]."""
-        weight = torch.cat([self.past_weight, self.weight])
-        return F.linear(features, weight, torch.cat([self.past_bias, self.bias]))
+        return F.linear(features, *self.rows())
+
+    def rows(self) -> tuple[Tensor, Tensor]:
+        """(weight [classes seen so far, d], bias [classes seen so far])."""
+        return torch.cat([self.past_weight, self.weight]), torch.cat([self.past_bias, self.bias])

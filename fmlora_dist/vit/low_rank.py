@@ -161,6 +161,11 @@ class LowRankMethod(Method):
         for layer in self.layers:
             layer.merge()
 
+    def plain_weights(self) -> dict[str, Tensor]:
+        with self.merged():
+            merged = {f"blocks.{number}.attn.qkv.weight": layer.effective for number, layer in enumerate(self.layers)}
+        return super().plain_weights() | merged
+
     def merged(self) -> AbstractContextManager[None]:
         return self._merged()
 

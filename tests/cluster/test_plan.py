@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from rich.console import Console
 from cluster.launch import run_grid
 from cluster.plan import grid_names, load_grid, plan_runs
 from fmlora_dist.errors import UserError
+from fmlora_dist.fmlora.method import FMLoRAConfig
 from fmlora_dist.registry import list_methods
 from tiny_benchmark import write_tiny
 
@@ -58,20 +60,71 @@ def test_the_papers_grid_is_what_the_paper_compares() -> None:
     assert {run.resources.bundle()["memory"] for run in runs} == {24 * 2**30, 48 * 2**30}
 
 
+def test_the_grid_of_all_methods_has_them_all_and_the_settings_of_icons() -> None:
+    every, icons = load_grid("icons-all"), load_grid("icons")
+    assert {choice.name for choice in every.methods} == set(list_methods())
+    assert (every.settings, every.resources, every.seeds) == (icons.settings, icons.resources, icons.seeds)
+    assert {run.config.tasks for run in plan_runs(every, Path("out"))} == {10}
+
+
 @pytest.mark.parametrize("name", ["paper"])
 def test_every_figure_of_a_published_comparison_has_its_source(name: str) -> None:
     for choice in load_grid(name).methods:
         assert choice.source or not (choice.model_extra or choice.settings), choice.name
 
 
-def test_the_prompt_ablation_counts_from_no_prompts_to_fifty() -> None:
+def rows(name: str) -> dict[tuple[str, str], int]:
+    """By method and variant, the number of settings that a grid has of it."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for choice in load_grid(name).methods:
+        variant = (choice.model_extra or {}).get("variant", "")
+        counts[choice.name, variant] += math.prod(len(values) for values in choice.sweep.values())
+    return dict(counts)
+
+
+def test_the_table_of_icons_has_the_low_rank_methods_and_their_bounds() -> None:
+    names = ("finetune", "lora", "inflora", "sdlora", "fmlora", "frozen", "joint")
+    assert rows("icons") == dict.fromkeys([*((name, "") for name in names), ("sdlora", "official")], 1)
+    runs = plan_runs(load_grid("icons"), Path("out"))
+    assert {(run.config.benchmark, run.config.tasks) for run in runs} == {("icons", n) for n in (5, 10, 20)}
+    assert len({run.config.seed for run in runs}) == 3
+    assert len({(run.config.epochs, run.config.batch_size) for run in runs}) == 1
+    assert {run.variant for run in runs} >= {"sdlora", "sdlora variant=official"}
+
+
+def test_every_row_of_icons_is_tuned_by_the_same_budget_without_test_images() -> None:
+    tuned, table = rows("tune-icons"), plan_runs(load_grid("icons"), Path("out"))
+    assert {tuned[row] for row in rows("icons")} == {8}
+    assert max(tuned.values()) == 8
+    runs = plan_runs(load_grid("tune-icons"), Path("out"))
+    assert {run.config.train.validation for run in runs} == {0.1}
+    assert {(run.config.benchmark, run.config.tasks) for run in runs} == {("icons", 10)}
+    (seed,) = {(run.config.seed, run.config.order_seed) for run in runs}
+    assert seed not in {(run.config.seed, run.config.order_seed) for run in table}
+    assert {run.config.epochs for run in runs} == {run.config.epochs for run in table}
+
+
+def test_the_prompt_ablation_counts_from_no_prompts_to_fifty_in_few_and_many_tasks() -> None:
     runs = plan_runs(load_grid("ablation-prompts"), Path("out"))
-    assert {run.config.plain()["method"]["prompt_tokens"] for run in runs} == {0, 1, 5, 10, 20, 50}
+    found = {(run.config.tasks, run.config.plain()["method"]["prompt_tokens"]) for run in runs}
+    assert found == {(tasks, m) for tasks in (5, 20) for m in (0, 1, 5, 10, 20, 50)}
     assert {run.variant for run in runs} >= {"fmlora prompt_tokens=0", "fmlora prompt_tokens=50"}
 
 
-def test_tuning_never_looks_at_test_images() -> None:
-    assert {run.config.train.validation for run in plan_runs(load_grid("tune-icons"), Path("out"))} == {0.2}
+def test_the_ablation_of_parts_has_each_alone_and_both() -> None:
+    methods = [run.config.method.model_copy() for run in plan_runs(load_grid("ablation-parts"), Path("out"))]
+    facts = [method.model_dump() for method in methods]
+    fixed = {(each["task_rank"], each["prompt_tokens"]) for each in facts if not each["drs"]}
+    ranks = FMLoRAConfig().candidate_ranks()
+    assert fixed == {*((rank, 0) for rank in ranks), (max(ranks), 10)}, "each rank that DRS may choose, and + DMP"
+    chosen = {(each["prompt_tokens"], each["drs_price"]) for each in facts if each["drs"]}
+    assert chosen == {(0, 0.1), (10, 0.1), (10, 0.0)}, "+ DRS, both, and the paper's literal formula"
+
+
+def test_the_rank_ablation_has_ranks_with_and_without_their_choice() -> None:
+    methods = [run.config.plain()["method"] for run in plan_runs(load_grid("ablation-rank"), Path("out"))]
+    found = {(method["rank"], method["drs"]) for method in methods}
+    assert found == {(rank, drs) for rank in (2, 4, 8, 16, 32) for drs in (True, False)}
 
 
 def test_settings_merge_from_the_grid_to_the_sweep(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -42,6 +42,9 @@ def _cases() -> dict[str, Fields]:
         for stage in range(3)
     }
     cases["finetune-zero3"] = {"method": "finetune", "deepspeed": "zero3"}
+    for stage in range(3):
+        absorbing = {"method": "sdlora_kd", "method__threshold": 2.0}
+        cases[f"sdlora_kd-zero{stage}"] = {**absorbing, "deepspeed": f"zero{stage}"}
     for stage in range(4):
         cases[f"bf16-zero{stage}"] = {"method": "finetune", "deepspeed": f"zero{stage}", "train__precision": "bf16"}
         micro = {"train__accumulation": 3, "train__clip": 0.5}

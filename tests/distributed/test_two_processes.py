@@ -10,7 +10,17 @@ import torch
 
 from launching import finish, launch
 from observing import observe, watched_arguments
-from running import REPOSITORY, assert_same_run, checkpoint, result, run_arguments, scratch, tiny_data, two_processes
+from running import (
+    REPOSITORY,
+    assert_same_run,
+    checkpoint,
+    command,
+    result,
+    run_arguments,
+    scratch,
+    tiny_data,
+    two_processes,
+)
 
 METHODS = ("fmlora", "inflora", "sdlora", "finetune")
 
@@ -85,6 +95,33 @@ def test_an_engine_leaves_nothing_behind_from_task_to_task(method: str, together
     for seen in _seen(together, method):
         assert seen["hooks"] == [0, 0, 0, 0]
         assert max(seen["engines"]) <= 1, "the one just closed may be alive still; those before it must be gone"
+
+
+# Methods without a step, and those that do more than SD-LoRA does (every direction after the first is absorbed).
+OTHERS: dict[str, dict[str, object]] = {
+    "simplecil": {},
+    "ranpac": {"method__projection": 100},
+    "sdlora_rr": {"method__rank": 4, "method__later_ranks": "3,2"},
+    "sdlora_kd": {"method__threshold": 2.0},
+}
+
+
+@pytest.mark.parametrize("method", OTHERS)
+def test_two_processes_end_with_the_statistics_and_directions_of_one(method: str, tmp_path: Path) -> None:
+    runs = {}
+    for name, start in (("both", two_processes), ("one", lambda words: [command(words)])):
+        out = tmp_path / name
+        done = start(run_arguments(out, method=method, batch_size=7, **OTHERS[method]))
+        assert all(each.code == 0 for each in done), done[0].err
+        runs[name] = out
+    assert result(runs["both"])["world_size"] == 2
+    for part in ("parameters", "ranks"):
+        assert result(runs["both"])[part] == result(runs["one"])[part]
+    both, one = (checkpoint(runs[name])[0] for name in ("both", "one"))
+    assert both.keys() == one.keys()
+    for name in both:
+        assert torch.allclose(both[name], one[name], atol=3e-4, rtol=1e-4), name
+    assert result(runs["both"])["metrics"]["acc"] == pytest.approx(result(runs["one"])["metrics"]["acc"], abs=3.0)
 
 
 def test_two_processes_that_are_killed_and_resumed_equal_the_undisturbed_two(together: Path, tmp_path: Path) -> None:

@@ -1,0 +1,162 @@
+"""The ledger of docs/reproducibility.md: method by benchmark, the number reached here and the published ones.
+
+``python -m fmlora_dist.report.ledger docs`` writes it anew from the result files below docs/results and from
+published.csv; a test compares the page with what this makes.
+"""
+
+import csv
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from fmlora_dist.record import load_result, write_atomically
+from fmlora_dist.registry import list_methods
+
+__all__ = ["fill_in", "ledger"]
+
+MARKERS = ("<!-- ledger -->", "<!-- /ledger -->")
+RAN_BY = "ran_by.txt"
+"""Beside or above result files: one line that says who ran them, on what."""
+OUR_PACKAGES = ("baselines.", "fmlora_dist.")
+HEADER = "| method | here, over tasks | here, over images | who ran it, on what | published |"
+OVER = {"acc": "t", "aaa": "t", "acc_samples": "i", "aaa_samples": "i", "": "?"}
+"""What a published mean is taken over: tasks, images, or not established."""
+
+
+class Column(NamedTuple):
+    """A sequence of tasks that methods are compared on."""
+
+    benchmark: str
+    scenario: str
+    n_tasks: int
+
+
+PAPER = [
+    *(Column("imagenet_r", "cil", n) for n in (5, 10, 20)),
+    *(Column("cifar100", "cil", 10), Column("cub200", "cil", 10)),
+    *(Column("domainnet", "cil", 5), Column("domainnet", "dil", 6)),
+]
+"""The columns of the grid ``paper``, which are in the ledger whether or not anybody has run them."""
+
+
+def ledger(results: Path) -> str:
+    """The ledger as Markdown.
+
+    Args:
+        results: A folder with any number of result files in it, at any depth; it need not exist.
+
+    Raises:
+        ValueError: a result file cannot be read.
+    """
+    ours, published, sources = _ours(results), _published(), _Sources()
+    # Plugins that happen to be installed are not ours to list.
+    methods = [name for name, cls in list_methods().items() if cls.__module__.startswith(OUR_PACKAGES)]
+    known = {_place(line)[0] for line in published if line["method"] in methods} | {column for column, _ in ours}
+    parts = []
+    for column in [*PAPER, *sorted(known - set(PAPER))]:
+        scenario = "" if column.scenario == "cil" else f" ({column.scenario})"
+        lines = [f"### {column.benchmark}{scenario}, N = {column.n_tasks}", "", HEADER, "|---|---|---|---|---|"]
+        for method in methods:
+            here = ours.get((column, method), [("", "", "")])
+            theirs = [_published_text(line, sources) for line in published if _place(line) == (column, method)]
+            cells = ["<br>".join(parts) for parts in (*zip(*here, strict=True), theirs)]
+            lines.append(f"| `{method}` | {' | '.join(cells)} |".replace("  ", " "))
+        parts.append("\n".join(lines))
+    return "\n\n".join([*parts, sources.text()]) + "\n"
+
+
+def fill_in(page: str, results: Path) -> str:
+    """The page with the ledger between its markers."""
+    start, end = map(re.escape, MARKERS)
+    new = f"{MARKERS[0]}\n{ledger(results)}{MARKERS[1]}"
+    filled, count = re.subn(f"{start}.*?{end}", lambda _: new, page, flags=re.DOTALL)
+    assert count == 1, f"the page has the ledger's markers {count} times"
+    return filled
+
+
+class _Sources:
+    """Where published numbers come from, numbered as they are first met."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def number(self, source: str) -> int:
+        return self._numbers.setdefault(source, len(self._numbers) + 1)
+
+    def text(self) -> str:
+        return "\n".join(["### Sources", "", *(f"{number}. {source}" for source, number in self._numbers.items())])
+
+
+def _ours(results: Path) -> dict[tuple[Column, str], list[tuple[str, str, str]]]:
+    """For each column and method, a recipe a line: (over tasks, over images, who and what)."""
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    for file in sorted(results.rglob("result.json")):
+        result = load_result(file)
+        protocol = result["protocol"]
+        if protocol["shared"].get("tested_on", "test") != "test":
+            continue  # a search's runs, which are measured on held-out training data
+        column = Column(result["benchmark"], result["scenario"], result["n_tasks"])
+        hashes = protocol["shared_hash"], protocol["recipe_hash"]
+        groups[column, result["method"], _ran_by(file, results), hashes].append(result)
+    lines = defaultdict(list)
+    for (column, method, who, _), runs in groups.items():
+        texts = [_accuracies(runs, *names) for names in (("acc", "aaa"), ("acc_samples", "aaa_samples"))]
+        backbone = runs[0]["protocol"]["shared"]["backbone"]
+        n = len(runs)
+        lines[column, method].append((*texts, f"{who}; {backbone}; {n} run{'s' if n > 1 else ''}"))
+    return lines
+
+
+def _ran_by(file: Path, results: Path) -> str:
+    for folder in file.parents:
+        if (folder / RAN_BY).is_file():
+            return (folder / RAN_BY).read_text(encoding="utf-8").strip()
+        if folder == results:
+            break
+    return "not stated"
+
+
+def _accuracies(runs: Sequence[dict[str, Any]], *names: str) -> str:
+    values = [[run["metrics"][name] for run in runs] for name in names]
+    return " / ".join("n/a" if None in each else _spread(fmean(each), _std(each)) for each in values)
+
+
+def _std(values: Sequence[float]) -> float | None:
+    return stdev(values) if len(values) > 1 else None
+
+
+def _spread(mean: float, std: float | None) -> str:
+    return f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")
+
+
+def _published() -> list[dict[str, str]]:
+    text = files("fmlora_dist.report").joinpath("published.csv").read_text(encoding="utf-8")
+    return [*csv.DictReader(text.splitlines())]
+
+
+def _place(line: dict[str, str]) -> tuple[Column, str]:
+    return Column(line["benchmark"], line["scenario"], int(line["n_tasks"])), line["method"]
+
+
+def _published_text(line: dict[str, str], sources: _Sources) -> str:
+    figures = []
+    for name in ("acc", "aaa"):
+        mean, std = line[f"{name}_mean"], line[f"{name}_std"]
+        if mean:
+            figures.append(f"{_spread(float(mean), float(std) if std else None)} {OVER[line[f'{name}_metric']]}")
+        else:
+            figures.append("–")
+    source = f"{line['source']}. Backbone: {line['backbone'] or 'not stated'}"
+    return f"{' / '.join(figures)} [{sources.number(source)}]"
+
+
+if __name__ == "__main__":
+    (docs,) = map(Path, sys.argv[1:])
+    page = docs / "reproducibility.md"
+    with write_atomically(page) as path:
+        path.write_text(fill_in(page.read_text(encoding="utf-8"), docs / "results"), encoding="utf-8")
