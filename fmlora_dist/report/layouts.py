@@ -13,7 +13,10 @@ from fmlora_dist.report.tables import BOUNDS, Layout, Place, Placed, Table, buil
 
 __all__ = ["ORDER", "Grouping", "select", "tables"]
 
-ORDER = ("finetune", "lora", "l2p", "dualprompt", "codaprompt", "hideprompt", "inflora", "sdlora", "cllora", "fmlora")
+ORDER = (
+    *("finetune", "lora", "simplecil", "ranpac", "l2p", "dualprompt", "codaprompt", "hideprompt"),
+    *("inflora", "sdlora", "sdlora_rr", "sdlora_kd", "cllora", "fmlora"),
+)
 """Order of the rows, as papers have it; other methods follow by name."""
 PAPER: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Table 1: ImageNet-R", ("imagenet_r",)),

@@ -15,7 +15,7 @@ from fmlora_dist.report.aggregate import Column, Run
 from fmlora_dist.report.measures import MEASURES, Spread, spread
 from fmlora_dist.report.significance import signed
 
-__all__ = ["Published", "published"]
+__all__ = ["Published", "published", "published_lines"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,11 +93,16 @@ def _unlike(backbone: str, metric: str, runs: Sequence[Run]) -> str:
 
 
 @cache
-def _table() -> list[dict[str, str]]:
+def published_lines() -> list[dict[str, str]]:
+    """The lines of published.csv."""
     text = files("fmlora_dist.report").joinpath("published.csv").read_text(encoding="utf-8")
     return [*csv.DictReader(text.splitlines())]
 
 
 def _lines(column: Column, method: str) -> list[dict[str, str]]:
     key = (*map(str, column), method)
-    return [line for line in _table() if (line["benchmark"], line["scenario"], line["n_tasks"], line["method"]) == key]
+    return [
+        line
+        for line in published_lines()
+        if (line["benchmark"], line["scenario"], line["n_tasks"], line["method"]) == key
+    ]

@@ -7,7 +7,7 @@ import pytest
 
 from fmlora_dist.registry import list_methods
 from fmlora_dist.report import make_report, read_runs
-from fmlora_dist.report.published import Published, _table, published
+from fmlora_dist.report.published import Published, published, published_lines
 from result_files import BACKBONE
 
 Write = Callable[..., Path]
@@ -79,7 +79,7 @@ def test_they_stand_beside_the_table_with_their_sources(write_run: Write, tmp_pa
 
 
 def test_every_line_of_the_file_can_be_read() -> None:
-    lines = _table()
+    lines = published_lines()
     assert len(lines) == 95
     for line in lines:
         assert line["source"] and line["acc_mean"]
