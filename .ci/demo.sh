@@ -16,7 +16,7 @@ resources: {cpus: 1}
 YAML
 .venv/bin/fmlora grid "$scratch/short.yaml" --out "$scratch/results"
 for name in frozen fmlora; do
-    grep -q "$name" "$scratch/results/tables.md" || {
+    grep -q "$name" "$scratch/results/report/tables.md" || {
         echo ".ci/demo.sh: no row of '$name' in the table" >&2
         exit 1
     }

@@ -14,6 +14,8 @@ from fmlora_dist.errors import UserError
 
 __all__ = ["Journal"]
 
+_PLANNED = ("benchmark", "scenario", "n_tasks", "method")
+
 
 class Journal:
     """A log in a grid's output folder."""
@@ -59,6 +61,15 @@ class Journal:
             if isinstance(event, dict):
                 events.append(event)
         return events
+
+    @staticmethod
+    def planned(out: Path) -> list[dict[str, Any]]:
+        """The runs that the grids of a folder mean to make, as their last starts have written them."""
+        last = {
+            str(event.get("grid")): event.get("plan") for event in Journal.read(out) if event.get("event") == "grid"
+        }
+        plans = [plan for plan in last.values() if isinstance(plan, list)]
+        return [run for plan in plans for run in plan if isinstance(run, dict) and {"run", *_PLANNED} <= run.keys()]
 
     @staticmethod
     def seconds(out: Path) -> dict[str, float]:

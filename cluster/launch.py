@@ -18,8 +18,7 @@ from cluster.plan import Grid, PlannedRun, load_grid, plan_runs
 from cluster.simulate import fitting, makespan
 from cluster.watch import show_duration
 from fmlora_dist.errors import UserError
-from fmlora_dist.report.aggregate import read_runs
-from fmlora_dist.report.tables import print_comparison, write_report
+from fmlora_dist.report import FOLDER, Column, Planned, make_report, print_report, read_runs, write_report
 
 __all__ = ["Cluster", "Options", "print_plan", "run_grid"]
 
@@ -120,10 +119,11 @@ def _run_grid(name_or_path: str, grid: Grid, output: Output, console: Console, o
             _say(console, f"the grid's event log lacks lines: {journal.broken}", "yellow")
     for name, message in failed.items():
         _say(console, f"failed: {name}: {message} (log: {output.where}/runs/{name}/log.txt)", "red")
-    results = read_runs(run.folder for run in runs if run.finished)
+    results = read_runs((run.folder for run in runs if run.finished), [_planned(run) for run in runs])
     if results.runs:
-        print_comparison(results, console)
-        written = [f"{output.where}/{path.relative_to(out)}" for path in write_report(results, out)]
+        report = make_report(results)
+        print_report(report, console)
+        written = [f"{output.where}/{path.relative_to(out)}" for path in write_report(report, out / FOLDER)]
         output.update(())
         console.print(f"written: {', '.join(written)}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
@@ -177,7 +177,8 @@ def _work(
         _say(console, text, "yellow")
 
     failed: dict[str, str] = {}
-    journal.write("grid", runs=len(runs), waiting=len(waiting))
+    plan = [{"run": run.name, **_planned(run).column._asdict(), "method": run.config.method.name} for run in runs]
+    journal.write("grid", runs=len(runs), waiting=len(waiting), plan=plan)
     while waiting:
         placing = Placing(
             output=output,
@@ -192,6 +193,12 @@ def _work(
         waiting = _wait([run for run in runs if run.name in elsewhere], output, console)
     journal.write("end", failed=sorted(failed))
     return failed
+
+
+def _planned(run: PlannedRun) -> Planned:
+    assert run.config.tasks is not None
+    column = Column(run.config.benchmark, run.config.scenario, run.config.tasks)
+    return Planned(run.name, column, run.config.method.name)
 
 
 def _wait(busy: list[PlannedRun], output: Output, console: Console) -> list[PlannedRun]:

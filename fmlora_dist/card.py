@@ -9,7 +9,7 @@ import yaml
 
 from fmlora_dist.errors import UserError
 from fmlora_dist.registry import get_benchmark, get_method
-from fmlora_dist.report.aggregate import Run, flatten, read_result
+from fmlora_dist.report.aggregate import Run, read_result
 
 __all__ = ["LOADING", "model_card"]
 
@@ -46,27 +46,28 @@ def model_card(folder: Path, *, licence: str = "other") -> str:
     """
     try:
         run = read_result(folder / "result.json")
+        result = run.load()
     except ValueError as error:
         raise UserError(f"card: {folder / 'result.json'} {error}; give the directory of a complete run") from error
     title = f"{run.method} on {run.column.benchmark}, {run.column.n_tasks} tasks"
-    header = yaml.safe_dump(_header(run, title, licence), sort_keys=False, allow_unicode=True)
+    header = yaml.safe_dump(_header(run, result, title, licence), sort_keys=False, allow_unicode=True)
     parts = [
         f"# {_plain(title)}",
-        _about(run),
+        _about(run, result),
         "## Accuracy",
         _table(("", "value", "what it is"), _metrics(run)),
-        _table(("task", "test images", "after it was learned", "after the last task"), _tasks(run)),
+        _table(("task", "test images", "after it was learned", "after the last task"), _tasks(result)),
         _loading(run),
         "## Protocol",
         "Runs are comparable where the first table is the same for both.",
-        _table(("shared", ""), flatten(run.shared).items()),
-        _table(("recipe", ""), flatten(run.recipe).items()),
-        f"Hash of both: {_plain(run.result['protocol_hash'])}.",
+        _table(("shared", ""), run.shared.items()),
+        _table(("recipe", ""), run.recipe.items()),
+        f"Hash of both: {_plain(result['protocol_hash'])}.",
     ]
     return f"---\n{header}---\n\n" + "\n\n".join(filter(None, parts)) + "\n"
 
 
-def _header(run: Run, title: str, licence: str) -> dict[str, Any]:
+def _header(run: Run, result: dict[str, Any], title: str, licence: str) -> dict[str, Any]:
     method, column = get_method(run.method), run.column
     task = {"type": "image-classification", "name": "Image Classification"}
     data = {"type": column.benchmark, "name": column.benchmark, "split": run.shared["tested_on"]}
@@ -84,17 +85,17 @@ def _header(run: Run, title: str, licence: str) -> dict[str, Any]:
         "metrics": ["accuracy"],
         "model-index": [{"name": title, "results": [{"task": task, "dataset": data, "metrics": figures}]}],
     }
-    return header | ({"base_model": f"timm/{run.shared['backbone']}"} if _weights_of_the_hub(run) else {})
+    return header | ({"base_model": f"timm/{run.shared['backbone']}"} if _weights_of_the_hub(run, result) else {})
 
 
-def _weights_of_the_hub(run: Run) -> bool:
-    given = run.result["config"]["backbone"]
+def _weights_of_the_hub(run: Run, result: dict[str, Any]) -> bool:
+    given = result["config"]["backbone"]
     spec = get_benchmark(run.column.benchmark)
     return not given["weights"] and bool(given["name"] or not spec.backbone_weights)
 
 
-def _about(run: Run) -> str:
-    method, spec, result = get_method(run.method).info, get_benchmark(run.column.benchmark), run.result
+def _about(run: Run, result: dict[str, Any]) -> str:
+    method, spec = get_method(run.method).info, get_benchmark(run.column.benchmark)
     kind, parameters = _SCENARIOS[run.column.scenario], result["parameters"]
     how = "all at once, an upper bound" if method.joint else "one after the other, without images of earlier ones"
     return (
@@ -115,11 +116,11 @@ def _metrics(run: Run) -> Iterable[tuple[str, str, str]]:
         yield title, "n/a" if value is None else f"{value:.2f}", meaning
 
 
-def _tasks(run: Run) -> Iterable[tuple[Any, ...]]:
-    matrix = run.result["accuracy_matrix"]
-    for place, (size, last) in enumerate(zip(run.result["test_sizes"], matrix[-1], strict=True)):
+def _tasks(result: dict[str, Any]) -> Iterable[tuple[Any, ...]]:
+    matrix = result["accuracy_matrix"]
+    for place, (size, last) in enumerate(zip(result["test_sizes"], matrix[-1], strict=True)):
         # An upper bound learns all tasks at once, and has a single row.
-        learned = f"{matrix[place][place]:.2f}" if len(matrix) == run.column.n_tasks else "n/a"
+        learned = f"{matrix[place][place]:.2f}" if len(matrix) == result["n_tasks"] else "n/a"
         yield place + 1, size, learned, f"{last:.2f}"
 
 

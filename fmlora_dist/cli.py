@@ -11,7 +11,7 @@ from fmlora_dist.commands.exports import card, export
 from fmlora_dist.commands.grids import demo, grid
 from fmlora_dist.commands.listing import listing
 from fmlora_dist.commands.profiles import profile
-from fmlora_dist.commands.reports import report
+from fmlora_dist.commands.reports import compare, report
 from fmlora_dist.commands.runs import evaluate, run
 from fmlora_dist.errors import UserError, nearest
 
@@ -56,6 +56,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "grid": grid,
     "demo": demo,
     "report": report,
+    "compare": compare,
     "evaluate": evaluate,
     "export": export,
     "card": card,

@@ -2,6 +2,8 @@
 
 import importlib
 import os
+import resource
+import sys
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -45,6 +47,13 @@ class World:
     @property
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
+
+    def peak_memory(self) -> int:
+        """Most bytes that this process has used so far: of its GPU's memory, or of the machine's without a GPU."""
+        if self.on_gpu:
+            return torch.cuda.max_memory_allocated(self.device)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
 
     def connect(self) -> None:
         """Join the other processes (DeepSpeed's initialisation, so that its engines share the group)."""

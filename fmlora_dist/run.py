@@ -47,8 +47,11 @@ class Position:
     drift: list[float] = field(default_factory=list)
     trainable: list[int] = field(default_factory=list)
     stored: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    train_seconds: list[float] = field(default_factory=list)
     diagnostics: list[dict[str, float]] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory: int = 0
 
 
 class Run:
@@ -124,6 +127,8 @@ class Run:
             self._checkpoint(engine)
         if engine:
             engine.close()
+        position.steps.append(self.steps[view.task.number - 1] if engine else 0)
+        position.train_seconds.append(position.seconds.get("train", 0.0) - sum(position.train_seconds))
         self._seed(view, position.epoch)
         with self._timed("end_task"):
             method.end_task(data)
@@ -203,6 +208,7 @@ class Run:
     # -- checkpoints and the result -------------------------------------------------------------------------------
 
     def _checkpoint(self, engine: Engine | None) -> None:
+        self.position.peak_memory = max(self.position.peak_memory, self.world.peak_memory())
         with self._timed("checkpoint"), engine.whole() if engine else nullcontext():
             tensors = {f"method/{name}": value for name, value in self.method.state_dict().items()}
             tensors |= {f"optimizer/{name}": value for name, value in (engine.state_dict() if engine else {}).items()}

@@ -28,7 +28,7 @@ EXCEPTIONS = {
     "fmlora_dist.data": ("benchmarks",),
     "fmlora_dist.commands.data": ("benchmarks.contact_sheet", "benchmarks.preparation"),
     "fmlora_dist.commands.grids": ("cluster",),
-    "fmlora_dist.commands.reports": ("cluster.output",),
+    "fmlora_dist.commands.reports": ("cluster.journal", "cluster.output"),
     "fmlora_dist.profile.photographs": ("benchmarks",),
     "fmlora_dist.profile.stream": ("benchmarks",),
     "cluster.grid": ("fmlora_dist.cli",),  # a script that starts the command line, as train.py does

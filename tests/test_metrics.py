@@ -57,6 +57,48 @@ def test_equal_tasks_weigh_alike_and_a_square_matrix_is_read_below_its_diagonal(
     assert summarize(square, [7] * len(matrix)) == metrics  # type: ignore[arg-type]
 
 
+@st.composite
+def judged_images(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
+    """(task of each test image [n], whether it was right after each task [T, n]) of either scenario.
+
+    Class-incremental: up to 220 classes with numbers of images of their own, a first task and equal further ones.
+    Domain-incremental: the same classes in each of up to six domains, a domain a task.
+    """
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    n_classes = draw(st.integers(1, 220))
+    if draw(st.booleans()):
+        first, step = draw(st.integers(1, n_classes)), draw(st.integers(1, 60))
+        of_class = np.where(np.arange(n_classes) < first, 0, 1 + (np.arange(n_classes) - first) // step)
+        task = np.repeat(of_class, rng.integers(1, 9, n_classes))
+    else:
+        n_domains = draw(st.integers(1, 6))
+        task = np.repeat(np.arange(n_domains), n_classes * rng.integers(1, 9, n_domains))
+    return rng.permutation(task), rng.random((task.max() + 1, len(task))) < rng.random((task.max() + 1, 1))
+
+
+@settings(deadline=None)
+@given(judged_images())
+def test_the_figures_are_those_of_the_single_images_in_both_scenarios(images: tuple[np.ndarray, np.ndarray]) -> None:
+    task, right = images
+    n_tasks = len(right)
+    accuracy = np.array([[100 * right[t][task == i].mean() for i in range(n_tasks)] for t in range(n_tasks)])
+    seen = [100 * right[t][task <= t].mean() for t in range(n_tasks)]
+    drops = [accuracy[i : n_tasks - 1, i].max() - accuracy[-1, i] for i in range(n_tasks - 1)]
+    changes = [accuracy[-1, i] - accuracy[i, i] for i in range(n_tasks - 1)]
+    rows = [accuracy[t, : t + 1].tolist() for t in range(n_tasks)]
+    assert summarize(rows, np.bincount(task).tolist()) == pytest.approx(
+        {
+            "acc": accuracy[-1].mean(),
+            "aaa": np.mean([np.mean(row) for row in rows]),
+            "forgetting": np.mean(drops) if drops else 0.0,
+            "bwt": np.mean(changes) if changes else 0.0,
+            "acc_samples": seen[-1],
+            "aaa_samples": np.mean(seen),
+        },
+        abs=1e-9,
+    )
+
+
 def test_a_small_matrix_by_hand() -> None:
     metrics = summarize([[90.0], [70.0, 80.0], [60.0, 85.0, 50.0]], [1, 1, 2])
     assert metrics == pytest.approx(

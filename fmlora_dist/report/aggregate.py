@@ -1,45 +1,81 @@
-"""Finished runs of any number of folders, and their figures over seeds."""
+"""Finished runs of any number of folders: what tables need of each, and no more, so that thousands fit in memory."""
 
 import os
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from math import fsum, sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fmlora_dist.errors import UserError
 from fmlora_dist.record import load_result
 
-__all__ = ["Column", "Run", "Runs", "Spread", "columns", "flatten", "read_result", "read_runs", "spread"]
+__all__ = ["Column", "Planned", "Run", "Runs", "flatten", "read_result", "read_runs"]
+
+Seed = tuple[int, int | None]
 
 
 class Column(NamedTuple):
-    """What is compared within one column of a table."""
+    """A sequence of tasks: what runs must have in common to be compared at all."""
 
     benchmark: str
     scenario: str
     n_tasks: int
 
+    @property
+    def title(self) -> str:
+        """As tables name it."""
+        return f"{self.block} N={self.n_tasks}"
 
-@dataclass(frozen=True, kw_only=True)
+    @property
+    def block(self) -> str:
+        """The benchmark, with the scenario where it is not the usual one."""
+        return self.benchmark if self.scenario == "cil" else f"{self.benchmark} ({self.scenario})"
+
+
+class Planned(NamedTuple):
+    """A run that a grid means to make."""
+
+    name: str
+    """Name of its folder."""
+    column: Column
+    method: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Run:
-    """One finished run, as far as tables need it."""
+    """One finished run. Runs of one protocol share its dictionaries."""
 
     folder: Path
     column: Column
     method: str
-    seed: tuple[int, int | None]
+    seed: Seed
     """Seed of the run, and of its class order."""
     metrics: dict[str, float | None]
+    cost: dict[str, float | None]
+    """Beside the accuracies: see ``_cost``."""
     shared: dict[str, Any]
-    """The shared protocol."""
+    """The shared protocol, by dotted names."""
     shared_hash: str
     recipe: dict[str, Any]
-    """The row's recipe."""
+    """The row's recipe, by dotted names."""
     recipe_hash: str
-    result: dict[str, Any]
-    """The whole result.json (schema 1)."""
+
+    def load(self) -> dict[str, Any]:
+        """The whole result.json, read anew: curves, matrix and config of thousands of runs need not be held.
+
+        Raises:
+            ValueError: it cannot be read any more.
+        """
+        return load_result(self.folder / "result.json")
+
+    def figure(self, name: str) -> float | None:
+        """A metric or a cost by its name; None where the run has none."""
+        return self.metrics.get(name, self.cost.get(name))
+
+    def facts(self) -> dict[str, Any]:
+        """All that tells the run from others, by the names that stand below the tables."""
+        named = {"method": self.method, **self.column._asdict(), "seed": self.seed[0], "order_seed": self.seed[1]}
+        return self.shared | self.recipe | named
 
 
 @dataclass(frozen=True)
@@ -48,86 +84,60 @@ class Runs:
 
     runs: list[Run] = field(default_factory=list)
     broken: list[tuple[Path, str]] = field(default_factory=list)
+    planned: list[Planned] = field(default_factory=list)
+    """What grids whose folders were read mean to run, as far as they say it."""
+
+    @property
+    def missing(self) -> list[Planned]:
+        """The planned runs that are not finished."""
+        finished = {run.folder.name for run in self.runs}
+        return [planned for planned in self.planned if planned.name not in finished]
 
 
-class Spread(NamedTuple):
-    """A figure over seeds."""
-
-    mean: float
-    std: float | None
-    """Sample standard deviation; None with a single seed."""
-    n: int
-    """Number of seeds."""
-
-
-def read_runs(paths: Iterable[Path | str]) -> Runs:
+def read_runs(paths: Iterable[Path | str], planned: Sequence[Planned] = ()) -> Runs:
     """Every finished run in or below ``paths``; a result file that cannot be read is named and left out.
 
     Raises:
         UserError: a path does not exist.
     """
-    found = Runs()
+    found = Runs(planned=[*dict.fromkeys(planned)])
+    known: dict[tuple[str, str], dict[str, Any]] = {}
     for file in dict.fromkeys(file for path in paths for file in _result_files(Path(path))):
         try:
-            found.runs.append(read_result(file))
+            found.runs.append(read_result(file, known))
         except ValueError as error:
             found.broken.append((file, str(error)))
     return found
 
 
-def read_result(file: Path) -> Run:
+def read_result(file: Path, known: dict[tuple[str, str], dict[str, Any]] | None = None) -> Run:
     """The run of one result.json.
+
+    Args:
+        file: The result.json.
+        known: Protocols of runs that were read before, by part and hash; this run's are added.
 
     Raises:
         ValueError: it cannot be read, is of another schema, or of a run that is not complete.
     """
     result = load_result(file)
     protocol = result.get("protocol") or {}
-    return Run(
-        folder=file.parent,
-        column=Column(result["benchmark"], str(result.get("scenario", "cil")), result["n_tasks"]),
-        method=result["method"],
-        seed=(result["seed"], result.get("order_seed")),
-        metrics=result["metrics"],
-        shared=protocol.get("shared", {}),
-        shared_hash=str(protocol.get("shared_hash", result.get("protocol_hash", ""))),
-        recipe=protocol.get("recipe", {}),
-        recipe_hash=str(protocol.get("recipe_hash", "")),
-        result=result,
-    )
-
-
-def columns(runs: Runs) -> dict[Column, list[Run]]:
-    """The runs by benchmark, scenario and number of tasks, in that order.
-
-    Raises:
-        UserError: runs that would stand in one column have different shared protocols.
-    """
-    grouped: dict[Column, list[Run]] = defaultdict(list)
-    for run in runs.runs:
-        grouped[run.column].append(run)
-    for members in grouped.values():
-        _must_share_protocol(members)
-    return dict(sorted(grouped.items()))
-
-
-def spread(runs: Iterable[Run], metric: str) -> Spread | None:
-    """Mean and sample standard deviation of one metric over seeds; None when no run has it.
-
-    A seed that was run several times (on another machine, say) counts once, with the mean of its runs.
-    """
-    by_seed: dict[tuple[int, int | None], list[float]] = defaultdict(list)
-    for run in runs:
-        value = run.metrics.get(metric)
-        if value is not None:
-            by_seed[run.seed].append(value)
-    if not by_seed:
-        return None
-    values = [fsum(repeats) / len(repeats) for repeats in by_seed.values()]
-    mean = fsum(values) / len(values)
-    if len(values) == 1:
-        return Spread(mean, None, 1)
-    return Spread(mean, sqrt(fsum((value - mean) ** 2 for value in values) / (len(values) - 1)), len(values))
+    known = {} if known is None else known
+    try:
+        return Run(
+            folder=file.parent,
+            column=Column(result["benchmark"], str(result.get("scenario", "cil")), result["n_tasks"]),
+            method=result["method"],
+            seed=(result["seed"], result.get("order_seed")),
+            metrics=result["metrics"],
+            cost=_cost(result),
+            shared=_part(protocol, "shared", known),
+            shared_hash=str(protocol.get("shared_hash", result.get("protocol_hash", ""))),
+            recipe=_part(protocol, "recipe", known),
+            recipe_hash=str(protocol.get("recipe_hash", "")),
+        )
+    except (TypeError, AttributeError, KeyError, ValueError, ArithmeticError) as error:
+        raise ValueError(f"is not as a run writes it: {type(error).__name__}: {error}") from error
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -138,25 +148,47 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _must_share_protocol(runs: list[Run]) -> None:
-    first = runs[0]
-    for run in runs:
-        if run.shared_hash != first.shared_hash:
-            one, other = flatten(first.shared), flatten(run.shared)
-            differences = [
-                f"{name} is {one.get(name)!r} in the first and {other.get(name)!r} in the second"
-                for name in sorted(one.keys() | other.keys())
-                if one.get(name) != other.get(name)
-            ]
-            raise UserError(
-                f"report: {first.folder} and {run.folder} cannot stand in one table, their shared protocols differ: "
-                f"{'; '.join(differences) or f'{first.shared_hash} and {run.shared_hash}'}; report them apart"
-            )
+def _part(protocol: dict[str, Any], name: str, known: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:
+    digest = protocol.get(f"{name}_hash")
+    if not digest:
+        return flatten(protocol.get(name, {}))
+    if (name, digest) not in known:
+        flat = flatten(protocol.get(name, {}))
+        flat.pop("method.name", None)  # it stands in the result itself
+        known[name, digest] = flat
+    return known[name, digest]
+
+
+def _cost(result: dict[str, Any]) -> dict[str, float | None]:
+    """What the run cost; None where its result does not say it.
+
+    - ``trainable``: numbers that train in the last task; ``stored``: numbers kept after it, without the backbone.
+    - ``growth``: stored numbers that a further task adds, mean over tasks; None for a single row.
+    - ``step_seconds``: seconds a training step; ``images_per_second``: training images through data and step.
+    - ``peak_memory``: most bytes that the main process used (on a GPU: of the GPU's memory).
+    - ``hours``: of the whole run.
+    """
+    parameters, seconds = result.get("parameters") or {}, result.get("seconds") or {}
+    trainable, stored = parameters.get("trainable") or [None], parameters.get("stored") or [None]
+    steps, train, total = sum(result.get("steps") or []), seconds.get("train"), seconds.get("total")
+    protocol = result.get("protocol") or {}
+    images = protocol.get("shared", {}).get("train_images", 0) * protocol.get("recipe", {}).get("epochs", 0)
+    spent = (train or 0.0) + seconds.get("data", 0.0)
+    return {
+        "trainable": trainable[-1],
+        "stored": stored[-1],
+        "growth": (stored[-1] - stored[0]) / (len(stored) - 1) if len(stored) > 1 else None,
+        "step_seconds": train / steps if train and steps else None,
+        "images_per_second": images / spent if images and spent else None,
+        "peak_memory": result.get("peak_memory_bytes"),
+        "hours": None if total is None else total / 3600,
+    }
 
 
 def _result_files(path: Path) -> Iterator[Path]:
+    path = path.resolve()
     if path.is_file():
-        yield path.resolve()
+        yield path
         return
     if not path.is_dir():
         raise UserError(f"report: {path} does not exist; give a run directory, or a folder of them")
@@ -164,4 +196,4 @@ def _result_files(path: Path) -> Iterator[Path]:
         names[:] = sorted(name for name in names if not name.startswith("."))
         if "result.json" in files:
             names.clear()  # a run directory holds no other run
-            yield Path(folder, "result.json").resolve()
+            yield Path(folder, "result.json")

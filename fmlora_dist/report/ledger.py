@@ -4,18 +4,18 @@
 published.csv; a test compares the page with what this makes.
 """
 
-import csv
 import re
 import sys
 from collections import defaultdict
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
-from statistics import fmean, stdev
-from typing import Any, NamedTuple
+from typing import Any
 
-from fmlora_dist.record import load_result, write_atomically
+from fmlora_dist.record import write_atomically
 from fmlora_dist.registry import list_methods
+from fmlora_dist.report.aggregate import Column, Run, read_result
+from fmlora_dist.report.measures import spread
+from fmlora_dist.report.published import published_lines
 
 __all__ = ["fill_in", "ledger"]
 
@@ -26,14 +26,6 @@ OUR_PACKAGES = ("baselines.", "fmlora_dist.")
 HEADER = "| method | here, over tasks | here, over images | who ran it, on what | published |"
 OVER = {"acc": "t", "aaa": "t", "acc_samples": "i", "aaa_samples": "i", "": "?"}
 """What a published mean is taken over: tasks, images, or not established."""
-
-
-class Column(NamedTuple):
-    """A sequence of tasks that methods are compared on."""
-
-    benchmark: str
-    scenario: str
-    n_tasks: int
 
 
 PAPER = [
@@ -53,7 +45,7 @@ def ledger(results: Path) -> str:
     Raises:
         ValueError: a result file cannot be read.
     """
-    ours, published, sources = _ours(results), _published(), _Sources()
+    ours, published, sources = _ours(results), published_lines(), _Sources()
     # Plugins that happen to be installed are not ours to list.
     methods = [name for name, cls in list_methods().items() if cls.__module__.startswith(OUR_PACKAGES)]
     known = {_place(line)[0] for line in published if line["method"] in methods} | {column for column, _ in ours}
@@ -94,21 +86,18 @@ class _Sources:
 
 def _ours(results: Path) -> dict[tuple[Column, str], list[tuple[str, str, str]]]:
     """For each column and method, a recipe a line: (over tasks, over images, who and what)."""
-    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
+    groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for file in sorted(results.rglob("result.json")):
-        result = load_result(file)
-        protocol = result["protocol"]
-        if protocol["shared"].get("tested_on", "test") != "test":
-            continue  # a search's runs, which are measured on held-out training data
-        column = Column(result["benchmark"], result["scenario"], result["n_tasks"])
-        hashes = protocol["shared_hash"], protocol["recipe_hash"]
-        groups[column, result["method"], _ran_by(file, results), hashes].append(result)
+        run = read_result(file)
+        if run.shared.get("tested_on", "test") == "test":  # a search's runs are measured on held-out training data
+            hashes = run.shared_hash, run.recipe_hash
+            groups[run.column, run.method, _ran_by(file, results), hashes].append(run)
     lines = defaultdict(list)
     for (column, method, who, _), runs in groups.items():
-        texts = [_accuracies(runs, *names) for names in (("acc", "aaa"), ("acc_samples", "aaa_samples"))]
-        backbone = runs[0]["protocol"]["shared"]["backbone"]
+        tasks, images = (_accuracies(runs, *names) for names in (("acc", "aaa"), ("acc_samples", "aaa_samples")))
         n = len(runs)
-        lines[column, method].append((*texts, f"{who}; {backbone}; {n} run{'s' if n > 1 else ''}"))
+        who_and_what = f"{who}; {runs[0].shared['backbone']}; {n} run{'s' if n > 1 else ''}"
+        lines[column, method].append((tasks, images, who_and_what))
     return lines
 
 
@@ -121,22 +110,13 @@ def _ran_by(file: Path, results: Path) -> str:
     return "not stated"
 
 
-def _accuracies(runs: Sequence[dict[str, Any]], *names: str) -> str:
-    values = [[run["metrics"][name] for run in runs] for name in names]
-    return " / ".join("n/a" if None in each else _spread(fmean(each), _std(each)) for each in values)
-
-
-def _std(values: Sequence[float]) -> float | None:
-    return stdev(values) if len(values) > 1 else None
+def _accuracies(runs: Sequence[Run], *names: str) -> str:
+    found = [spread(runs, name) for name in names]
+    return " / ".join("n/a" if each is None else _spread(each.mean, each.std) for each in found)
 
 
 def _spread(mean: float, std: float | None) -> str:
     return f"{mean:.2f}" + ("" if std is None else f" ± {std:.2f}")
-
-
-def _published() -> list[dict[str, str]]:
-    text = files("fmlora_dist.report").joinpath("published.csv").read_text(encoding="utf-8")
-    return [*csv.DictReader(text.splitlines())]
 
 
 def _place(line: dict[str, str]) -> tuple[Column, str]:

@@ -1,286 +1,296 @@
-"""The comparison table: one model of it, and its forms for the terminal, Markdown and CSV, with the same numbers."""
+"""The model of a table: rows, columns, and cells that know the runs behind them. Its forms are files of their own."""
 
-import csv
-import io
-import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-from rich.text import Text
+from fmlora_dist.report.aggregate import Planned, Run
+from fmlora_dist.report.measures import MEASURES, Measure, Spread, spread
+from fmlora_dist.report.protocols import common, describe, must_share, recipe_note, shared_notes, strangers, written
+from fmlora_dist.report.published import Published, published
 
-from fmlora_dist.errors import UserError
-from fmlora_dist.record import write_atomically
-from fmlora_dist.report.aggregate import Column, Run, Runs, Spread, columns, flatten, spread
+__all__ = ["BOUNDS", "Cell", "Head", "Layout", "Place", "Placed", "Row", "Table", "build", "natural"]
 
-__all__ = ["Cell", "Comparison", "Row", "comparison", "print_comparison", "write_report"]
-
-METRICS = {"acc": "Acc", "aaa": "AAA"}
 BOUNDS = {"frozen": "lower bound", "joint": "upper bound"}
 """Methods that do not compete: what they show is where the others stand."""
-ORDER = ("finetune", "lora", "l2p", "dualprompt", "coda_prompt", "hide_prompt", "inflora", "sdlora", "cllora", "fmlora")
-"""Order of the rows, as papers have it; other methods follow by name."""
-NO_RUN, UNDEFINED = "–", "n/a"
+NO_RUN, UNDEFINED, MIXED = "–", "n/a", "†"
 
 
-@dataclass
+class Place(NamedTuple):
+    """A row, a column or a section: by what it is sorted, and its label."""
+
+    order: tuple[Any, ...]
+    label: str
+
+
+NOWHERE = Place((), "")
+Placed = Run | Planned
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Which runs stand where in a table."""
+
+    title: str
+    row: Callable[[Placed], Place]
+    column: Callable[[Placed], Place]
+    section: Callable[[Placed], Place] = lambda run: NOWHERE
+    """Rows of one section stand together and compete; a table without sections is one."""
+    measures: tuple[str, ...]
+    what: str = "Accuracies in %"
+    """Unit of the figures, for the note on seeds."""
+    free: frozenset[str] = frozenset()
+    """Fields of the shared protocol that rows or columns are made of."""
+    of_methods: bool = False
+    """Its rows are methods: published numbers stand beside them, and they are compared over several tables."""
+    footnotes: bool = True
+    """Whether protocol and recipes stand below; not where they stand below another table of the same runs."""
+
+
+@dataclass(kw_only=True)
 class Cell:
     """One figure of one row."""
 
-    value: Spread | None
-    """None without runs, or where the metric is not defined."""
-    empty: str = NO_RUN
+    measure: Measure
+    runs: list[Run] = field(default_factory=list)
+    """The runs behind it."""
+    value: Spread | None = None
+    """None without runs, or where they do not have the figure."""
     mark: Literal["", "best", "second"] = ""
     show_n: bool = False
+    mixed: bool = False
+    """Its runs have another shared protocol than the table."""
+    published: list[Published] = field(default_factory=list)
+    """Numbers that publications give for it."""
 
     @property
     def text(self) -> str:
         """The figure as it stands in every form of the table."""
         if self.value is None:
-            return self.empty
-        std = "" if self.value.std is None else f" ± {self.value.std:.2f}"
-        return f"{self.value.mean:.2f}{std}" + (f" (n={self.value.n})" if self.show_n else "")
+            return UNDEFINED if self.runs else NO_RUN
+        std = self.value.std if self.measure.spreads else None
+        text = self.measure.write(self.value.mean) + ("" if std is None else f" ± {self.measure.write(std)}")
+        return text + (f" (n={self.value.n})" if self.show_n else "") + (f" {MIXED}" if self.mixed else "")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Row:
     """A method, or one recipe of it where several recipes of it stand in one column."""
 
     label: str
     cells: list[Cell]
-    recipe: str
+    section: str = ""
+    number: int = 0
+    """Of its footnote, from 1; 0 without one."""
+    recipe: str = ""
     bound: str = ""
+    """What bound it is; '' for a method that competes."""
 
     @property
     def name(self) -> str:
         return f"{self.label} ({self.bound})" if self.bound else self.label
 
+    @property
+    def mark(self) -> str:
+        """The mark of its footnote."""
+        return f" [{self.number}]" if self.number else ""
 
-@dataclass
-class Comparison:
-    """Rows of methods; for each benchmark and number of tasks the columns Acc and AAA."""
+    @property
+    def runs(self) -> list[Run]:
+        """The runs behind it, each once."""
+        return [*{run.folder: run for cell in self.cells for run in cell.runs}.values()]
 
-    columns: list[tuple[Column, str]]
+
+class Head(NamedTuple):
+    """The heading of a column."""
+
+    group: str
+    """What several columns have in common, such as a benchmark with its number of tasks; may be empty."""
+    measure: Measure
+
+    @property
+    def title(self) -> str:
+        return f"{self.group} {self.measure.title}".strip()
+
+
+@dataclass(kw_only=True)
+class Table:
+    """A table with the notes below it."""
+
+    title: str
+    heads: list[Head]
     rows: list[Row]
-    seeds: str
+    of_methods: bool = False
+    """As in its layout."""
+    seeds: str = ""
     """Over what the means are taken."""
-    protocol: list[str]
+    protocol: list[str] = field(default_factory=list)
     """The shared protocol, and where the columns differ in it."""
-    common: str
+    mixed: list[str] = field(default_factory=list)
+    """What the protocol of marked cells has otherwise."""
+    same: str = ""
     """What all rows' recipes have in common."""
 
-    def heads(self) -> list[str]:
-        """A title for each column."""
-        return [f"{_name(column)} {METRICS[metric]}" for column, metric in self.columns]
-
-    def notes(self) -> Iterator[str]:
+    def notes(self) -> list[str]:
         """The lines below the table."""
-        yield self.seeds
-        yield from self.protocol
-        yield f"All rows: {self.common}" if self.common else ""
-        for number, row in enumerate(self.rows, start=1):
-            yield f"[{number}] {row.label}: {row.recipe}" if row.recipe else ""
+        recipes = [f"[{row.number}] {row.label}: {row.recipe}" for row in self.rows if row.number and row.recipe]
+        lines = [self.seeds, *self.mixed, *self.protocol, f"All rows: {self.same}" if self.same else "", *recipes]
+        return [line for line in lines if line]
+
+    @property
+    def name(self) -> str:
+        """The title without the number that the paper gives it."""
+        return self.title.rpartition(": ")[2]
+
+    def column(self, position: int) -> Iterator[tuple[Row, Cell]]:
+        """Every row with its cell in one column."""
+        return ((row, row.cells[position]) for row in self.rows)
+
+    def sections(self) -> list[tuple[str, list[Row]]]:
+        """The rows by section, in their order."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.section, []).append(row)
+        return [*found.items()]
 
 
-def comparison(runs: Runs) -> Comparison:
-    """The comparison table of all runs.
+def build(layout: Layout, runs: Sequence[Run], planned: Sequence[Planned] = (), *, allow_mixed: bool = False) -> Table:
+    """The table of these runs. Rows and columns of ``planned`` ones are there, if empty.
 
     Raises:
-        UserError: there is no finished run, or runs of one column have different shared protocols.
+        UserError: the runs have different shared protocols, and ``allow_mixed`` is not set.
     """
-    if not runs.runs:
-        broken = "".join(f"; {file}: {reason}" for file, reason in runs.broken[:1])
-        raise UserError(f"report: there is no finished run (a folder with a result.json) to compare{broken}")
-    grouped = columns(runs)
-    rows = _rows(grouped)
-    facts = [run.recipe for members in grouped.values() for run in members]
-    common = _common(flatten(recipe) for recipe in facts)
-    common = {name: value for name, value in common.items() if not name.startswith("method.")}
-    table = Comparison(
-        columns=[(column, metric) for column in grouped for metric in METRICS],
+    by_column = _by_column(layout, runs)
+    odd = {stranger.run.folder: stranger for stranger in strangers(by_column, layout.free)}
+    if not allow_mixed:
+        must_share(by_column, layout.free)
+    placed: list[Placed] = [*runs, *planned]
+    columns = sorted({layout.column(each) for each in placed})
+    rows = _rows(layout, runs, planned, split_by_protocol=bool(odd))
+    same = {name: value for name, value in common(run.recipe for run in _firsts(runs)).items() if "method." not in name}
+    table = Table(
+        title=layout.title,
+        of_methods=layout.of_methods,
+        heads=[Head(column.label, MEASURES[name]) for column in columns for name in layout.measures],
         rows=[
-            Row(
-                label=label,
-                cells=[_cell(found.get(column, []), metric) for column in grouped for metric in METRICS],
-                recipe=_recipe(found, common),
-                bound=BOUNDS.get(label, ""),
-            )
-            for label, found in rows.items()
+            _row(label, section, [found.get(column, []) for column in columns], layout.measures)
+            for (section, label), found in rows.items()
         ],
-        seeds="",
-        protocol=_protocol(grouped),
-        common=_facts(common),
+        protocol=shared_notes(by_column) if layout.footnotes else [],
+        same=describe(same) if layout.footnotes else "",
     )
-    table.seeds = _seeds(table)
-    _mark_best(table)
+    for number, (row, found) in enumerate(zip(table.rows, rows.values(), strict=True), start=1):
+        row.number = number if layout.footnotes else 0
+        row.recipe = recipe_note({column.label: members for column, members in sorted(found.items())}, same)
+        for cell in row.cells:
+            cell.mixed = any(run.folder in odd for run in cell.runs)
+            cell.published = published(cell.runs, cell.measure.name) if layout.of_methods else []
+    table.mixed = _mixed(table, odd)
+    table.seeds = _seeds(table, layout.what)
+    for _, members in table.sections():
+        _mark_best(members)
     return table
 
 
-def print_comparison(runs: Runs, console: Console) -> None:
-    """Print the comparison table, and what had to be left out of it."""
-    table = comparison(runs)
-    shown = Table(header_style="bold")
-    shown.add_column("method", no_wrap=True)
-    for column, metric in table.columns:
-        shown.add_column(f"{escape(_name(column))}\n{METRICS[metric]}", justify="right")
-    styles = {"best": "bold", "second": "underline", "": ""}
-    for number, row in enumerate(table.rows, start=1):
-        if row.bound and number > 1 and not table.rows[number - 2].bound:
-            shown.add_section()
-        name = Text(row.name, style="dim" if row.bound else "") + Text(f" [{number}]", style="dim")
-        shown.add_row(name, *(Text(cell.text, style=styles[cell.mark]) for cell in row.cells))
-    console.print(shown)
-    for note in filter(None, table.notes()):
-        console.print(Text(note, style="dim"))
-    for file, reason in runs.broken:
-        console.print(Text(f"left out: {file} {reason}", style="red"), soft_wrap=True)
+def _by_column(layout: Layout, runs: Sequence[Run]) -> dict[str, list[Run]]:
+    found: dict[tuple[Place, Place], list[Run]] = {}
+    for run in runs:
+        found.setdefault((layout.section(run), layout.column(run)), []).append(run)
+    return {section.label or column.label: members for (section, column), members in sorted(found.items())}
 
 
-def write_report(runs: Runs, folder: Path) -> list[Path]:
-    """Write ``tables.md`` and ``tables.csv`` into ``folder``, each whole or not at all; gives their paths.
-
-    Raises:
-        UserError: as ``comparison``, or the folder cannot be written.
-    """
-    table = comparison(runs)
-    written = []
-    for name, text in (("tables.md", to_markdown(table, runs)), ("tables.csv", to_csv(table))):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with write_atomically(folder / name) as path:
-                path.write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"report: cannot write {folder / name}: {error.strerror}") from error
-        written.append(folder / name)
-    return written
+Found = dict[Place, list[Run]]
 
 
-def to_markdown(table: Comparison, runs: Runs) -> str:
-    """As GitHub's Markdown: best in bold, second underlined, bounds in italics."""
-    lines = [["method", *table.heads()], ["---", *("---:" for _ in table.columns)]]
-    wrap = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
-    for number, row in enumerate(table.rows, start=1):
-        name = f"*{_plain(row.name)}*" if row.bound else _plain(row.name)
-        lines.append([f"{name} [{number}]", *(wrap[cell.mark].format(cell.text) for cell in row.cells)])
-    notes = [_plain(note) for note in filter(None, table.notes())]
-    notes += [_plain(f"Left out: {file.parent.name} {reason}") for file, reason in runs.broken]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"# Comparison\n\n{body}\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
+def _rows(
+    layout: Layout, runs: Sequence[Run], planned: Sequence[Planned], *, split_by_protocol: bool
+) -> dict[tuple[str, str], Found]:
+    """The runs by (section, label of the row), and by column; rows are split where recipes must not be averaged."""
+
+    def facts(run: Run) -> dict[str, Any]:
+        return run.recipe | {"method": run.method} | (run.shared if split_by_protocol else {})
+
+    base: dict[tuple[Place, Place], Found] = {}
+    for run in runs:
+        key = (layout.section(run), layout.row(run))
+        base.setdefault(key, {}).setdefault(layout.column(run), []).append(run)
+    for plan in planned:
+        base.setdefault((layout.section(plan), layout.row(plan)), {})
+    # A method's rows are told apart by the same fields in all sections.
+    varied: dict[Place, set[str]] = {}
+    for (_, row), found in base.items():
+        for members in found.values():
+            some = [facts(run) for run in _firsts(members)]
+            constant = common(some)
+            varied.setdefault(row, set()).update(name for one in some for name in one if name not in constant)
+    rows: dict[tuple[str, str], Found] = {}
+    for (section, row), found in sorted(base.items()):
+        names = sorted(varied.get(row, ()))
+        split: dict[tuple[Any, ...], tuple[str, Found]] = {}
+        for column, members in found.items():
+            for run in members:
+                values = facts(run)
+                told = [f"{name.removeprefix('method.')}={written(values.get(name))}" for name in names]
+                variant = tuple(natural(values.get(name)) for name in names)
+                _, cells = split.setdefault(variant, (", ".join(filter(None, [row.label, *told])), {}))
+                cells.setdefault(column, []).append(run)
+        for _, (label, cells) in sorted(split.items()) or [((), (row.label, {}))]:
+            rows[section.label, label] = cells
+    return rows
 
 
-def to_csv(table: Comparison) -> str:
-    """One line a cell; an empty mean where there is no run."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "bound", "benchmark", "scenario", "n_tasks", "metric", "mean", "std", "n_seeds", "mark"])
+def natural(value: Any) -> tuple[int, float, str]:
+    """What values of any kind are sorted by: numbers by size, then all else by its text."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return (0, float(value), "") if number else (1, 0.0, written(value))
+
+
+def _firsts(runs: Sequence[Run]) -> list[Run]:
+    """One run of each protocol and recipe."""
+    return [*{(run.method, run.shared_hash, run.recipe_hash or id(run)): run for run in runs}.values()]
+
+
+def _row(label: str, section: str, found: Sequence[list[Run]], measures: Sequence[str]) -> Row:
+    cells = [
+        Cell(measure=MEASURES[name], runs=members, value=spread(members, name))
+        for members in found
+        for name in measures
+    ]
+    methods = {run.method for members in found for run in members} or {label}
+    (method,) = methods if len(methods) == 1 else ("",)
+    return Row(label=label, section=section, cells=cells, bound=BOUNDS.get(method, ""))
+
+
+def _mixed(table: Table, odd: Mapping[Any, Any]) -> list[str]:
+    lines: dict[str, list[str]] = {}
     for row in table.rows:
-        for (column, metric), cell in zip(table.columns, row.cells, strict=True):
-            mean, std, n = cell.value or (None, None, 0)
-            figures = ["" if figure is None else f"{figure:.2f}" for figure in (mean, std)]
-            writer.writerow([row.label, row.bound, *column, metric, *figures, n, cell.mark])
-    return text.getvalue()
+        found = next((odd[run.folder] for run in row.runs if run.folder in odd), None)
+        if found:
+            facts = (f"{n} {written(b)} instead of {written(a)}" for n, (a, b) in found.differences.items())
+            lines.setdefault(", ".join(facts), []).append(row.label)
+    return [f"{MIXED} not comparable, another shared protocol: {' and '.join(v)}: {k}" for k, v in lines.items()]
 
 
-def _rows(grouped: dict[Column, list[Run]]) -> dict[str, dict[Column, list[Run]]]:
-    """The runs by row and column, in the order of the rows."""
-    fields = {run.method: _varied(run.method, grouped) for members in grouped.values() for run in members}
-    rows: dict[tuple[Any, ...], dict[str, dict[Column, list[Run]]]] = {}
-    for column, members in grouped.items():
-        for run in members:
-            recipe = flatten(run.recipe)
-            varied = [f"{name.removeprefix('method.')}={_value(recipe.get(name))}" for name in fields[run.method]]
-            label = f"{run.method}, {', '.join(varied)}" if varied else run.method
-            place = ORDER.index(run.method) if run.method in ORDER else len(ORDER)
-            key = (run.method in BOUNDS, place, run.method, label)
-            rows.setdefault(key, {}).setdefault(label, {}).setdefault(column, []).append(run)
-    return {label: found for key in sorted(rows) for label, found in rows[key].items()}
-
-
-def _varied(method: str, grouped: dict[Column, list[Run]]) -> list[str]:
-    """The recipe's fields in which runs of a method differ within a column: they must not be averaged."""
-    varied: set[str] = set()
-    for members in grouped.values():
-        recipes = [flatten(run.recipe) for run in members if run.method == method]
-        common = _common(recipes)
-        varied |= {name for recipe in recipes for name in recipe if name not in common}
-    return sorted(varied)
-
-
-def _common(facts: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """The fields that have the same value in all."""
-    first, *rest = [*facts] or [{}]
-    return {name: value for name, value in first.items() if all(other.get(name, ...) == value for other in rest)}
-
-
-def _cell(runs: list[Run], metric: str) -> Cell:
-    return Cell(spread(runs, metric), empty=UNDEFINED if runs else NO_RUN)
-
-
-def _recipe(found: dict[Column, list[Run]], common: dict[str, Any]) -> str:
-    by_recipe: dict[str, list[Column]] = {}
-    for column, members in found.items():
-        recipe = flatten(members[0].recipe)
-        own = {name: value for name, value in recipe.items() if name not in common and name != "method.name"}
-        by_recipe.setdefault(_facts(own), []).append(column)
-    if len(by_recipe) == 1:
-        return next(iter(by_recipe))
-    return "; ".join(f"{' and '.join(map(_name, where))}: {recipe}" for recipe, where in by_recipe.items())
-
-
-def _protocol(grouped: dict[Column, list[Run]]) -> list[str]:
-    shared = {column: flatten(members[0].shared) for column, members in grouped.items()}
-    common = _common(shared.values())
-    lines = [f"Shared protocol: {_facts(common)}"] if common else []
-    for column, facts in shared.items():
-        own = {name: value for name, value in facts.items() if name not in common}
-        if own:
-            lines.append(f"{_name(column)}: {_facts(own)}")
-    return lines
-
-
-def _seeds(table: Comparison) -> str:
+def _seeds(table: Table, what: str) -> str:
     cells = [cell for row in table.rows for cell in row.cells if cell.value]
     numbers = {cell.value.n for cell in cells if cell.value}
+    if not numbers:
+        return "No run is finished."
     if numbers == {1}:
-        return "Accuracies in %, one seed: no spread is known."
+        return f"{what}, one seed: no spread is known."
     for cell in cells:
         cell.show_n = len(numbers) > 1
-    return "Accuracies in %, mean ± sample standard deviation over " + (
+    return f"{what}, mean ± sample standard deviation over " + (
         "n seeds." if len(numbers) > 1 else f"{numbers.pop()} seeds."
     )
 
 
-def _mark_best(table: Comparison) -> None:
-    for position in range(len(table.columns)):
-        cells = [row.cells[position] for row in table.rows if not row.bound]
-        means = sorted({cell.value.mean for cell in cells if cell.value}, reverse=True)
+def _mark_best(rows: Sequence[Row]) -> None:
+    for position in range(len(rows[0].cells)):
+        cells = [row.cells[position] for row in rows if not row.bound and not row.cells[position].mixed]
+        values = {id(cell): cell.measure.sign * cell.value.mean for cell in cells if cell.value}
+        ranked = sorted({*values.values()}, reverse=True)
         for cell in cells:
             # A method alone in its column has beaten nobody.
-            if cell.value and len(means) > 1 and cell.value.mean >= means[1]:
-                cell.mark = "best" if cell.value.mean == means[0] else "second"
-
-
-def _name(column: Column) -> str:
-    scenario = "" if column.scenario == "cil" else f" ({column.scenario})"
-    return f"{column.benchmark}{scenario} N={column.n_tasks}"
-
-
-def _facts(facts: dict[str, Any]) -> str:
-    return ", ".join(
-        f"{name.removeprefix('method.').replace('_', ' ')} {_value(value)}" for name, value in facts.items()
-    )
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        return "/".join(map(_value, value)) or "none"
-    text = "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
-    return text[:12] if re.fullmatch("[0-9a-f]{16,}", text) else text
-
-
-def _plain(text: str) -> str:
-    return text.replace("<", "&lt;").replace("|", "\\|").replace("*", "\\*")
+            if id(cell) in values and len(ranked) > 1 and values[id(cell)] >= ranked[1]:
+                cell.mark = "best" if values[id(cell)] == ranked[0] else "second"

@@ -165,10 +165,13 @@ def test_when_all_is_finished_nothing_but_the_tables_is_written(tmp_path: Path, 
     put(f"{url}/runs/{run.name}", result_json=json.dumps(loaded).encode())
     text = io.StringIO()
     assert run_grid(str(file), url, Console(file=text, width=200)) == 0
-    assert (
-        "1 finished, 0 to run" in text.getvalue() and f"written: {url}/tables.md, {url}/tables.csv" in text.getvalue()
-    )
-    assert {"tables.md", "tables.csv"} == {name for name in names(url) if "/" not in name}
+    assert "1 finished, 0 to run" in text.getvalue()
+    assert f"written: {url}/report/tables.md, {url}/report/tables.tex" in text.getvalue()
+    assert {name for name in names(url) if not name.startswith("runs/")} == {
+        "report/tables.md",
+        "report/tables.tex",
+        "report/tables.csv",
+    }
 
 
 # -- the worker's side ------------------------------------------------------------------------------------------------

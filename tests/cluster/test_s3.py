@@ -99,7 +99,8 @@ def test_a_killed_grid_goes_on_from_its_bucket_with_nothing_else_left(s3: dict[s
         driver = grid(file, out, Path(other), s3)
         said, errors = driver.communicate(timeout=900)
         assert driver.returncode == 0, said + errors
-        assert f"written: {out}/tables.md, {out}/tables.csv" in said and not list(Path(other).glob("fmlora-*"))
+        assert f"written: {out}/report/tables.md, {out}/report/tables.tex" in said
+        assert not list(Path(other).glob("fmlora-*"))
 
     there = tmp_path / "there"
     fsspec.filesystem("s3", use_listings_cache=False).get(out, str(there), recursive=True)
@@ -111,7 +112,7 @@ def test_a_killed_grid_goes_on_from_its_bucket_with_nothing_else_left(s3: dict[s
     assert_same_run(there / "runs" / lora, tmp_path / "local")
     assert result(there / "runs" / frozen)["status"] == "complete"
     assert (there / "runs" / frozen / "log-1.txt").exists() == (result(there / "runs" / frozen)["world_size"] == 2)
-    assert "lora [" in (there / "tables.md").read_text()
+    assert "lora [" in (there / "report" / "tables.md").read_text()
     assert list((there / "runs" / lora / "tensorboard").glob("events.out.tfevents.*"))
     kinds = [event["event"] for event in Journal.read(there)]
     assert kinds.count("grid") == 2 and kinds.count("done") == 2 and kinds[-1] == "end" and "failed" not in kinds
@@ -133,7 +134,7 @@ def test_two_grids_over_one_bucket_share_the_runs_and_do_none_twice(s3: dict[str
         lines = read(f"{out}/runs/{run.name}/events.jsonl").splitlines()
         kinds = [(event["event"], event.get("task")) for event in map(json.loads, lines)]
         assert kinds.count(("task", 1)) == kinds.count(("task", 3)) == kinds.count(("complete", None)) == 1
-    assert {"events.jsonl", "events-2.jsonl", "tables.md"} <= names(out)
+    assert {"events.jsonl", "events-2.jsonl", "report/tables.md"} <= names(out)
 
 
 def processes(part: str) -> list[int]:

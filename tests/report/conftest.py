@@ -42,3 +42,15 @@ def write_run(tmp_path: Path) -> Callable[..., Path]:
         return folder
 
     return write
+
+
+@pytest.fixture
+def grid(write_run: Callable[..., Path], tmp_path: Path) -> Path:
+    """Three seeds of three rivals and both bounds; fmlora's second task count is not done yet."""
+    for seed in range(3):
+        for method, acc in (("fmlora", 80.0), ("lora", 70.0), ("finetune", 40.0), ("frozen", 60.0)):
+            write_run(method, seed, acc + seed, acc + 5)
+            if method != "fmlora":
+                write_run(method, seed, acc - 10 + seed, acc, n_tasks=10)
+        write_run("joint", seed, 90.0 + seed, None)
+    return tmp_path

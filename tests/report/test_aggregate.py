@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fmlora_dist.errors import UserError
-from fmlora_dist.report.aggregate import Column, columns, read_runs, spread
+from fmlora_dist.report.aggregate import read_runs
+from fmlora_dist.report.measures import spread
 
 Write = Callable[..., Path]
 
@@ -71,32 +72,6 @@ def test_a_result_without_accuracy_is_broken(write_run: Write, tmp_path: Path) -
 def test_a_folder_that_does_not_exist_is_the_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         read_runs([tmp_path / "nowhere"])
-
-
-def test_columns_are_in_order_of_benchmark_and_number_of_tasks(write_run: Write, tmp_path: Path) -> None:
-    for n_tasks in (10, 5, 20):
-        write_run("lora", 0, 70.0, n_tasks=n_tasks)
-    write_run("lora", 0, 70.0, benchmark="cub200")
-    found = columns(read_runs([tmp_path]))
-    assert list(found) == [Column("cub200", "cil", 5), *(Column("icons", "cil", n) for n in (5, 10, 20))]
-
-
-def test_runs_of_other_shared_protocols_are_refused_with_what_differs(write_run: Write, tmp_path: Path) -> None:
-    one = write_run("lora", 0, 70.0)
-    other = write_run("fmlora", 0, 75.0, shared={"backbone": "huge"})
-    with pytest.raises(UserError) as caught:
-        columns(read_runs([tmp_path]))
-    message = str(caught.value)
-    assert str(one) in message
-    assert str(other) in message
-    assert "backbone is 'huge' in the first and 'tiny' in the second" in message
-
-
-def test_the_whole_protocols_hash_stands_in_for_a_missing_shared_one(write_run: Write, tmp_path: Path) -> None:
-    for seed, digest in enumerate("ab"):
-        write_run("lora", seed, 70.0, protocol={}, protocol_hash=digest)
-    with pytest.raises(UserError, match="a and b"):
-        columns(read_runs([tmp_path]))
 
 
 def test_nothing_is_written_into_a_run_directory(write_run: Write, tmp_path: Path) -> None:
