@@ -27,6 +27,8 @@ __all__ = ["PlainModel", "check_onnx", "plain_model", "timm_input"]
 _TOLERANCE = 1e-4
 """Of the logits, absolute and relative to the largest."""
 _CHECKED_IMAGES = 16
+_ONNX_BYTES = 2**31 - 2**24
+"""Protobuf's limit, less room for the graph."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,15 +51,19 @@ class PlainModel:
         """A graph from ``images`` [batch, 3, H, W] (normalised) to ``logits`` [batch, classes], and the metadata.
 
         Raises:
-            UserError: the packages for it are not installed.
+            UserError: the packages for it are not installed, or the model does not fit into one file.
         """
         check_onnx()
         import onnx
 
-        size = self.model.patch_embed.img_size
+        size = sum(value.nbytes for value in self.model.state_dict().values())
+        if size > _ONNX_BYTES:
+            raise UserError(
+                f"onnx: the weights have {size / 2**30:.1f} GiB, and an ONNX file holds at most 2; export safetensors"
+            )
         program = torch.onnx.export(
             self.model,
-            (torch.zeros(2, 3, *size),),
+            (torch.zeros(2, 3, *self.model.patch_embed.img_size),),
             input_names=["images"],
             output_names=["logits"],
             dynamic_shapes=({0: torch.export.Dim("batch")},),

@@ -26,7 +26,8 @@ from benchmarks.index import Index
 from benchmarks.transforms import Transform
 from fmlora_dist import registry
 from fmlora_dist.card import LOADING
-from fmlora_dist.export import timm_input
+from fmlora_dist.errors import UserError
+from fmlora_dist.export import PlainModel, timm_input
 from fmlora_dist.registry import get_method, list_benchmarks, list_methods
 from fmlora_dist.run import restore
 from fmlora_dist.vit.backbone import BackboneConfig, load_backbone
@@ -242,6 +243,12 @@ def test_onnxruntime_gives_the_runs_logits_whatever_the_batch(name: str, files: 
         (found,) = session.run(["logits"], {"images": images[:size].numpy()})
         np.testing.assert_allclose(found, logits[:size].numpy(), atol=1e-4, rtol=0)
     assert session.get_modelmeta().custom_metadata_map == metadata(exported(name))
+
+
+def test_a_model_beyond_what_one_onnx_file_holds_is_refused() -> None:
+    model = timm.create_model("vit_huge_patch14_224", device="meta")
+    with pytest.raises(UserError, match=r"the weights have 2\.3 GiB, and an ONNX file holds at most 2"):
+        PlainModel(model=model, metadata={}).to_onnx()
 
 
 def test_onnx_without_its_packages_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
