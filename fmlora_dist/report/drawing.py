@@ -79,7 +79,7 @@ _KNOWN = {
 }
 """A method looks the same in every report's figures: low-rank methods solid, prompts dashed, bounds dotted grey."""
 
-_LOOK = {
+_LOOK: dict[Any, Any] = {
     "axes.edgecolor": QUIET,
     "axes.facecolor": "none",
     "axes.grid": True,

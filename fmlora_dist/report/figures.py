@@ -11,7 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator
 
 from fmlora_dist.report.aggregate import Column
+from fmlora_dist.report.differences import Pooled
 from fmlora_dist.report.drawing import (
+    INK,
     QUIET,
     Drawing,
     Style,
@@ -25,6 +27,8 @@ from fmlora_dist.report.drawing import (
     styles,
     task_ticks,
 )
+from fmlora_dist.report.measures import Measure
+from fmlora_dist.report.significance import Ranking
 from fmlora_dist.report.traces import Rows, Trace, Values, over_seeds
 
 __all__ = ["draw"]
@@ -38,11 +42,12 @@ _WRITTEN = 10
 Line = Callable[[Axes, str, Column, Values], None]
 
 
-def draw(rows: Rows, *, profile: Sequence[dict[str, Any]] = ()) -> Iterator[Drawing]:
-    """Every figure that the runs have data for.
+def draw(rows: Rows, pooled: Sequence[Pooled] = (), profile: Sequence[dict[str, Any]] = ()) -> Iterator[Drawing]:
+    """Every figure that there is data for.
 
     Args:
-        rows: The runs by row and column of the comparison table, in its order.
+        rows: The runs, task by task, in the order in which legends name them.
+        pooled: How methods compare over several benchmarks.
         profile: Rows ``{"method": …, "task": …, "seconds_per_step": …}``, for step time against task.
     """
     looks = styles(rows)
@@ -50,10 +55,23 @@ def draw(rows: Rows, *, profile: Sequence[dict[str, Any]] = ()) -> Iterator[Draw
     with drawn_alike():
         for block in dict.fromkeys(column.block for column in columns):
             here = [column for column in columns if column.block == block]
-            for kind in (_curves, _acc_by_n, _prompts, _ranks, _drift, _drift_by_prompts, _stored, _matrices):
+            for kind in (
+                _curves,
+                _acc_by_n,
+                _prompts,
+                _ranks,
+                _drift,
+                _drift_by_prompts,
+                _stored,
+                _step_times,
+                _matrices,
+            ):
                 yield from kind(rows, here, looks)
+        for found in pooled:
+            if found.ranking:
+                yield _critical_difference(found.measure, found.ranking)
         if profile:
-            yield _step_time(profile)
+            yield _profile(profile)
 
 
 def _curves(rows: Rows, here: list[Column], looks: dict[str, Style]) -> Iterator[Drawing]:
@@ -186,8 +204,8 @@ def _stored(rows: Rows, here: list[Column], looks: dict[str, Style]) -> Iterator
         return
     figure, columns = panels([_title(column) for column in shown], "Acc (%)")
     for column, [axes] in zip(shown, columns, strict=True):
-        for label, stored, accs in found[column]:
-            mean_points(axes, [(stored, accs)], looks[label]._replace(line=""), label)
+        for label, numbers, accs in found[column]:
+            mean_points(axes, [(numbers, accs)], looks[label]._replace(line=""), label)
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -196,6 +214,20 @@ def _stored(rows: Rows, here: list[Column], looks: dict[str, Style]) -> Iterator
     legend(figure)
     caption = f"Acc against the numbers that a method keeps after the last task beside the frozen backbone. {_BARS}"
     yield _drawing(here, "stored", "Accuracy against stored parameters", caption, figure)
+
+
+def _step_times(rows: Rows, here: list[Column], looks: dict[str, Style]) -> Iterator[Drawing]:
+    def line(axes: Axes, label: str, column: Column, values: Values) -> None:
+        mean_line(axes, range(1, column.n_tasks + 1), 1000 * values, looks[label], label)
+        axes.set_ylim(bottom=0)
+
+    def seconds(trace: Trace) -> list[float]:
+        return trace.step_seconds if len(trace.step_seconds) == trace.run.column.n_tasks else []
+
+    figure = _by_task(rows, here, seconds, line, "milliseconds a step")
+    if figure:
+        caption = f"Time of a training step in each task, in the runs themselves, whatever ran beside them. {_BAND}"
+        yield _drawing(here, "step-time", "Step time against task", caption, figure)
 
 
 def _matrices(rows: Rows, here: list[Column], looks: dict[str, Style]) -> Iterator[Drawing]:
@@ -223,7 +255,7 @@ def _matrices(rows: Rows, here: list[Column], looks: dict[str, Style]) -> Iterat
             count_tasks(axes, n, name="accuracy on task")
         bar = figure.colorbar(image, ax=[axes for [axes] in columns], shrink=0.8, aspect=30, pad=0.02)
         bar.set_label("accuracy (%)")
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         caption = "Row t: accuracy on the test data of tasks 1 to t after task t was learned, mean over seeds."
         title = f"Accuracy matrix, N = {column.n_tasks}"
         yield _drawing([column], f"matrix-{column.n_tasks}", title, caption, figure)
@@ -239,19 +271,56 @@ def _write_figures(axes: Axes, matrix: Values) -> None:
         text.set_in_layout(False)
 
 
-def _step_time(profile: Sequence[dict[str, Any]]) -> Drawing:
+def _critical_difference(measure: Measure, ranking: Ranking) -> Drawing:
+    """Demšar's diagram (JMLR 2006): average ranks on a line; methods under one bar cannot be told apart."""
+    names, half = [*ranking.ranks], -(-len(ranking.ranks) // 2)
+    figure, [[axes]] = panels(
+        [f"average rank by {measure.title} over {len(ranking.blocks)} benchmarks"], "", size=(6.0, 1.9)
+    )
+    bars, deepest = ranking.groups, 0.6 + 0.35 * len(ranking.groups) + 0.45 * half
+    left, right = 1, len(names)
+    axes.set_axis_off()
+    axes.set_xlim(left - 0.35 * right, right + 0.35 * right)
+    axes.set_ylim(deepest, -1.2)
+    axes.plot([left, right], [0, 0], color=INK, linewidth=1)
+    for rank in range(left, right + 1):
+        axes.plot([rank, rank], [0, -0.15], color=INK, linewidth=1)
+        axes.text(rank, -0.25, str(rank), ha="center", va="bottom", fontsize=8.5)
+    axes.plot([left, left + ranking.critical_difference], [-0.85, -0.85], color=INK, marker="|", linewidth=1)
+    axes.text(
+        left + ranking.critical_difference / 2, -0.95, "critical difference", ha="center", va="bottom", fontsize=8.5
+    )
+    for number, group in enumerate(bars):
+        ends = [ranking.ranks[group[0]], ranking.ranks[group[-1]]]
+        axes.plot([ends[0] - 0.03, ends[1] + 0.03], [0.3 + 0.35 * number] * 2, color=QUIET, linewidth=4)
+    for number, name in enumerate(names):
+        first = number < half
+        depth = 0.6 + 0.35 * len(bars) + 0.45 * (number if first else len(names) - 1 - number)
+        edge = left - 0.1 if first else right + 0.1
+        axes.plot([ranking.ranks[name]] * 2 + [edge], [0, depth, depth], color=INK, linewidth=0.8)
+        axes.text(edge - 0.1 if first else edge + 0.1, depth, name, ha="right" if first else "left", va="center")
+    caption = (
+        "Friedman's test with Nemenyi's critical difference at 5 %: methods under one grey bar cannot be told apart. "
+        "Rank 1 is the best."
+    )
+    name, title = f"ranks-{measure.name}", f"Average ranks over all benchmarks, {measure.title}"
+    return Drawing(name=name, title=title, caption=caption, block="", tasks=(), figure=figure)
+
+
+def _profile(profile: Sequence[dict[str, Any]]) -> Drawing:
     by_method: dict[str, list[tuple[int, float]]] = defaultdict(list)
     for row in profile:
         by_method[row["method"]].append((row["task"], 1000 * row["seconds_per_step"]))
-    figure, [[axes]] = panels(["all methods, one machine"], "milliseconds a step")
+    figure, [[axes]] = panels(["one machine"], "milliseconds a step")
     for method, style in styles(by_method).items():
         tasks, times = zip(*sorted(by_method[method]), strict=True)
         mean_line(axes, tasks, np.array([times]), style, method)
     count_tasks(axes, max(row["task"] for row in profile))
     axes.set_ylim(bottom=0)
     legend(figure)
+    title = "Step time against task, measured alone"
     caption = "Time of a training step against the task that is learned, as `fmlora profile steps` measured it."
-    return Drawing(name="step-time", title="Step time against task", caption=caption, block="", tasks=(), figure=figure)
+    return Drawing(name="step-time", title=title, caption=caption, block="", tasks=(), figure=figure)
 
 
 def _by_task(

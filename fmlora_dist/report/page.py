@@ -1,6 +1,6 @@
 """The report as one page of HTML, which opens from disk and asks for nothing beyond itself.
 
-What it does besides showing tables and figures (filter, show a run) is in assets/page.js; sortable-tablesort, which lies
+What it does besides showing tables and figures (filter, show a run) is in assets/page.js; sortable-tablesort, which is
 there too, sorts. Jinja escapes all text; a policy in the page's head lets no other script run and no request leave.
 """
 

@@ -1,6 +1,7 @@
 """What figures and page need of a run beside its metrics: how it went, task by task."""
 
 import contextlib
+import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -11,12 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fmlora_dist.errors import UserError
 from fmlora_dist.report.aggregate import Column, Run
 from fmlora_dist.report.contents import Report
 from fmlora_dist.report.layouts import ORDER
 from fmlora_dist.report.tables import BOUNDS
 
-__all__ = ["Rows", "Trace", "Values", "over_seeds", "read_rows"]
+__all__ = ["Rows", "Trace", "Values", "over_seeds", "read_profile", "read_rows"]
 
 Values = NDArray[np.float64]
 
@@ -34,6 +36,8 @@ class Trace:
     """1 - mean cosine of task 1's test features to what they were after task 1, after each task."""
     stored: list[float]
     """Numbers kept after each task, without the backbone."""
+    step_seconds: list[float]
+    """Mean time of a training step, in each task."""
     config: dict[str, Any]
 
     @property
@@ -79,6 +83,7 @@ def _place(method: str) -> tuple[bool, int]:
 
 def _read(run: Run) -> Trace:
     result = run.load()
+    steps, seconds = _numbers(result.get("steps")), _numbers(result.get("train_seconds"))
     return Trace(
         run=run,
         matrix=[row for row in map(_numbers, result.get("accuracy_matrix") or []) if row],
@@ -86,6 +91,7 @@ def _read(run: Run) -> Trace:
         complexity=_numbers(result.get("complexity")),
         drift=_numbers(result.get("drift")),
         stored=_numbers((result.get("parameters") or {}).get("stored")),
+        step_seconds=[time / n for time, n in zip(seconds, steps, strict=False) if n],
         config=result.get("config") or {},
     )
 
@@ -102,6 +108,36 @@ def over_seeds(traces: Iterable[Trace], values: Callable[[Trace], Sequence[float
     if len({len(figures) for repeats in by_seed.values() for figures in repeats}) != 1:
         return None
     return np.array([np.mean(repeats, axis=0) for _, repeats in sorted(by_seed.items())])
+
+
+def read_profile(file: Path) -> list[dict[str, Any]]:
+    """The rows of what ``fmlora profile steps --json FILE`` wrote, each with method, task and seconds_per_step.
+
+    Raises:
+        UserError: it cannot be read, or holds no such rows.
+    """
+    try:
+        found = json.loads(file.read_bytes())
+    except OSError as error:
+        raise UserError(f"profile: cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"profile: {file} is no JSON: {error}") from error
+    rows = found.get("rows") if isinstance(found, dict) else None
+    if not isinstance(rows, list) or not rows or not all(map(_is_measured, rows)):
+        raise UserError(
+            f"profile: {file} has no rows of method, task and seconds_per_step; give a file that "
+            "`fmlora profile steps --json` wrote"
+        )
+    return rows
+
+
+def _is_measured(row: Any) -> bool:
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("method"), str)
+        and isinstance(row.get("task"), int)
+        and _is_number(row.get("seconds_per_step"))
+    )
 
 
 def _numbers(values: Any) -> list[float]:
