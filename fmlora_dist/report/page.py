@@ -55,8 +55,8 @@ def to_html(report: Report, rows: Rows, drawings: Iterable[Drawing]) -> str:
     return _render(
         title=_TITLE,
         progress=report.progress,
-        summary=f"{len(report.runs)} finished runs of {len(methods)} methods on {', '.join(filters[0].values)}. "
-        "A figure in a table opens the runs behind it.",
+        summary=f"{_count(report.runs, 'finished run')} of {_count(methods, 'method')} on "
+        f"{', '.join(filters[0].values)}. A figure in a table opens the runs behind it.",
         filters=[each for each in filters if len(each.values) > 1],
         tables=[_table(table, beside, columns, numbers) for table, beside in report.sections()],
         overall=[(grid.title, grid) for grid in report.overall()],
@@ -64,6 +64,10 @@ def to_html(report: Report, rows: Rows, drawings: Iterable[Drawing]) -> str:
         left_out=[f"{file}: {reason}" for file, reason in report.broken],
         runs=[_run(trace, used) for trace in traces],
     )
+
+
+def _count(things: Sequence[Any], name: str) -> str:
+    return f"{len(things)} {name}" + ("" if len(things) == 1 else "s")
 
 
 def empty_page(message: str) -> str:
@@ -83,7 +87,7 @@ def _render(**contents: Any) -> str:
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"{_POLICY}; script-src 'sha256-{digest}'"
     template = _environment().get_template("page.html")
-    return template.render(**contents, policy=policy, style=Markup(style), script=Markup(script)) + "\n"
+    return template.render(**contents, policy=Markup(policy), style=Markup(style), script=Markup(script)) + "\n"
 
 
 @lru_cache
