@@ -18,7 +18,7 @@ from cluster.plan import Grid, PlannedRun, load_grid, plan_runs
 from cluster.simulate import fitting, makespan
 from cluster.watch import show_duration
 from fmlora_dist.errors import UserError
-from fmlora_dist.report import FOLDER, Column, Planned, make_report, print_report, read_runs, write_report
+from fmlora_dist.report import FOLDER, Column, Planned, make_report, name_files, print_report, read_runs, write_report
 
 __all__ = ["Cluster", "Options", "print_plan", "run_grid"]
 
@@ -125,7 +125,7 @@ def _run_grid(name_or_path: str, grid: Grid, output: Output, console: Console, o
         print_report(report, console)
         written = [f"{output.where}/{path.relative_to(out)}" for path in write_report(report, out / FOLDER)]
         output.update(())
-        console.print(f"written: {', '.join(written)}", highlight=False, soft_wrap=True)
+        console.print(f"written: {name_files(written)}", highlight=False, soft_wrap=True)
     return 1 if failed else 0
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from fmlora_dist.errors import UserError
 from fmlora_dist.record import load_result
 
-__all__ = ["Column", "Planned", "Run", "Runs", "flatten", "read_result", "read_runs"]
+__all__ = ["Column", "Planned", "Run", "Runs", "flatten", "read_result", "read_runs", "result_files"]
 
 Seed = tuple[int, int | None]
 
@@ -102,7 +102,7 @@ def read_runs(paths: Iterable[Path | str], planned: Sequence[Planned] = ()) -> R
     """
     found = Runs(planned=[*dict.fromkeys(planned)])
     known: dict[tuple[str, str], dict[str, Any]] = {}
-    for file in dict.fromkeys(file for path in paths for file in _result_files(Path(path))):
+    for file in dict.fromkeys(file for path in paths for file in result_files(Path(path))):
         try:
             found.runs.append(read_result(file, known))
         except ValueError as error:
@@ -185,7 +185,8 @@ def _cost(result: dict[str, Any]) -> dict[str, float | None]:
     }
 
 
-def _result_files(path: Path) -> Iterator[Path]:
+def result_files(path: Path) -> Iterator[Path]:
+    """Every result.json in or below ``path``. Raises ``UserError`` when ``path`` does not exist."""
     path = path.resolve()
     if path.is_file():
         yield path

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from result_files import write_whole
+
 
 @pytest.fixture
 def write_run(tmp_path: Path) -> Callable[..., Path]:
@@ -54,3 +56,19 @@ def grid(write_run: Callable[..., Path], tmp_path: Path) -> Path:
                 write_run(method, seed, acc - 10 + seed, acc, n_tasks=10)
         write_run("joint", seed, 90.0 + seed, None)
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def rich_grid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs as they are written, for every figure: methods and bounds, two task counts, two benchmarks, two m."""
+    folder = tmp_path_factory.mktemp("rich")
+    for seed in range(2):
+        for n_tasks in (3, 5):
+            for method, level in (("lora", 50), ("inflora", 60), ("frozen", 30), ("joint", 80)):
+                write_whole(folder, method, seed, level, benchmark="icons", n_tasks=n_tasks)
+            for m in (0, 10):
+                write_whole(
+                    folder, "fmlora", seed, 65 + m, benchmark="icons", n_tasks=n_tasks, method={"prompt_tokens": m}
+                )
+        write_whole(folder, "lora", seed, 50, benchmark="cifar100", n_tasks=3)
+    return folder
