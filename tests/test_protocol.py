@@ -130,6 +130,19 @@ def test_shared_part_states_what_a_table_must_agree_in(folder: Path) -> None:
     assert len(shared["weights"]) == 64
 
 
+@pytest.mark.parametrize("method", ["l2p", "dualprompt"])
+def test_a_choice_of_prompts_by_the_batch_is_stated_and_keeps_a_run_apart(folder: Path, method: str) -> None:
+    plain = protocol(folder, method=method)
+    batchwise = protocol(folder, method=method, method__paper_compat="batchwise_prompt")
+    assert (
+        plain["shared"]["predictions"]
+        == protocol(folder)["shared"]["predictions"]
+        == "independent of other test images"
+    )
+    assert batchwise["shared"]["predictions"].startswith("dependent on the other images of a test batch")
+    assert batchwise["shared_hash"] != plain["shared_hash"]
+
+
 def test_the_test_part_of_a_transform_is_shared_and_the_training_part_is_the_rows_recipe(folder: Path) -> None:
     config, _ = parse_config(tiny_arguments(folder), prog="test")
     data = RunData(config, World("cpu", 1))
