@@ -15,12 +15,15 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/fmlora demo
 
-# The deepspeed launcher starts whichever python comes first, and looks for ninja beside it.
+# The deepspeed launcher starts whichever python comes first, and looks for ninja beside it. A file's tests share what
+# they have made, so they stay together.
+PYTEST = PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(OPTIONS)
+
 test: $(VENV)/.installed-test
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest $(OPTIONS)
+	$(PYTEST)
 
 long: $(VENV)/.installed-long
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m long $(OPTIONS)
+	$(PYTEST) -m long
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
