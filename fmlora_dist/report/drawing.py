@@ -63,21 +63,26 @@ class Style(NamedTuple):
         return {"color": self.colour, "marker": self.marker, "markersize": size, "linestyle": self.line}
 
 
+_SOLID, _DASHED, _DOTTED, _DASH_DOT, _LONG = _LINES
 _KNOWN = {
-    "finetune": Style("#8a6d3b", "X", (0, (1, 1.3))),
+    "finetune": Style("#8a6d3b", "X", _DOTTED),
     "lora": Style(_SKY, "s"),
-    "l2p": Style(_ORANGE, "<", (0, (5, 2))),
-    "dualprompt": Style(_PINK, ">", (0, (5, 2))),
-    "codaprompt": Style(_GREEN, "p", (0, (5, 2))),
-    "hideprompt": Style(_BLUE, "h", (0, (5, 2))),
+    "simplecil": Style(_ORANGE, "H", _DASH_DOT),
+    "ranpac": Style(_BLUE, "8", _DASH_DOT),
+    "l2p": Style(_ORANGE, "<", _DASHED),
+    "dualprompt": Style(_PINK, ">", _DASHED),
+    "coda_prompt": Style(_GREEN, "p", _DASHED),
+    "hide_prompt": Style(_BLUE, "h", _DASHED),
     "inflora": Style(_BLUE, "^"),
     "sdlora": Style(_GREEN, "D"),
+    "sdlora_rr": Style(_GREEN, "d", _LONG),
+    "sdlora_kd": Style(_GREEN, "D", _LONG),
     "cllora": Style(_PINK, "P"),
     "fmlora": Style(_RED, "o"),
-    "frozen": Style(QUIET, "v", (0, (1, 1.3))),
-    "joint": Style(QUIET, "*", (0, (1, 1.3))),
+    "frozen": Style(QUIET, "v", _DOTTED),
+    "joint": Style(QUIET, "*", _DOTTED),
 }
-"""A method looks the same in every report's figures: low-rank methods solid, prompts dashed, bounds dotted grey."""
+"""A method looks the same in every report: low-rank methods have solid lines, prompts dashed ones, bounds grey dots."""
 
 _LOOK: dict[Any, Any] = {
     "axes.edgecolor": QUIET,

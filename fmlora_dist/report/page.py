@@ -135,7 +135,7 @@ def _table(table: Table, beside: Sequence[Grid], columns: Sequence[Column], numb
             for section, members in table.sections()
         ],
         "notes": table.notes(),
-        "beside": [(grid.title.removesuffix(f": {table.title}"), grid) for grid in beside],
+        "beside": [(grid.title.removesuffix(f", {table.title.rpartition(': ')[2]}"), grid) for grid in beside],
     }
 
 

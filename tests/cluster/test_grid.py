@@ -94,7 +94,7 @@ def test_a_grid_is_killed_goes_on_reports_a_failure_and_skips_what_is_finished(
     (failure,) = [line for line in printed.splitlines() if line.startswith("failed:")]
     assert failure.startswith("failed: icons-3-finetune-s0-")
     assert "task 1" in failure
-    assert "| lora [1] |" in (out / "report" / "tables.md").read_text()
+    assert "| lora [2] |" in (out / "report" / "tables.md").read_text()
     assert not processes(f"{out}/runs")
 
     # all finished: Ray does not start

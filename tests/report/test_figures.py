@@ -198,7 +198,7 @@ def test_no_two_series_look_the_same_in_black_and_white(names: list[str]) -> Non
     assert [*looks] == labels
     assert len({(look.marker, str(look.line), look.colour) for look in looks.values()}) == len(labels)
     known = [looks[name] for name in (*ORDER, *BOUNDS)]
-    assert len({look.marker for look in known}) == len(known)
+    assert len({(look.marker, str(look.line)) for look in known}) == len(known)
     assert styles(["fmlora"])["fmlora"] == looks["fmlora"]
 
 
