@@ -244,7 +244,7 @@ def load_result(file: Path) -> dict[str, Any]:
         result = json.loads(file.read_bytes())
     except OSError as error:
         raise ValueError(f"cannot be read: {error.strerror}") from error
-    except ValueError as error:  # JSON or UTF-8
+    except (ValueError, RecursionError) as error:  # JSON or UTF-8
         raise ValueError(f"is no JSON: {error}") from error
     if not isinstance(result, dict) or result.get("schema") != SCHEMA:
         found = result.get("schema") if isinstance(result, dict) else type(result).__name__

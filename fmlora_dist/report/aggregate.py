@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,16 +129,16 @@ def read_result(file: Path, known: dict[tuple[str, str], dict[str, Any]] | None 
             folder=file.parent,
             column=Column(result["benchmark"], str(result.get("scenario", "cil")), result["n_tasks"]),
             method=result["method"],
-            seed=(result["seed"], result.get("order_seed")),
-            metrics=result["metrics"],
-            cost=_cost(result),
+            seed=(result["seed"], _figures({"order_seed": result.get("order_seed")})["order_seed"]),
+            metrics=_figures(result["metrics"]),
+            cost=_figures(_cost(result)),
             shared=_part(protocol, "shared", known),
             shared_hash=str(protocol.get("shared_hash", result.get("protocol_hash", ""))),
             recipe=_part(protocol, "recipe", known),
             recipe_hash=str(protocol.get("recipe_hash", "")),
         )
     except (TypeError, AttributeError, KeyError, ValueError, ArithmeticError) as error:
-        raise ValueError(f"is not as a run writes it: {type(error).__name__}: {error}") from error
+        raise ValueError(f"is not as a run writes it: {error}") from error
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -146,6 +147,14 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat |= flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
     return flat
+
+
+def _figures(values: dict[str, Any]) -> dict[str, Any]:
+    """The same, if all are numbers or None: one that is none would spoil a whole table."""
+    for name, value in values.items():
+        if value is not None and (type(value) not in (int, float) or not isfinite(value)):
+            raise ValueError(f"found {name} {value!r}, expected a number")
+    return values
 
 
 def _part(protocol: dict[str, Any], name: str, known: dict[tuple[str, str], dict[str, Any]]) -> dict[str, Any]:

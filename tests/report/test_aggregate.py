@@ -4,12 +4,20 @@ import json
 import statistics
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fmlora_dist.errors import UserError
+from fmlora_dist.report import make_report
 from fmlora_dist.report.aggregate import read_runs
+from fmlora_dist.report.latex import to_latex
+from fmlora_dist.report.markdown import to_markdown
 from fmlora_dist.report.measures import spread
+from fmlora_dist.report.plain import to_csv
+from result_files import write_whole
 
 Write = Callable[..., Path]
 
@@ -49,6 +57,7 @@ def test_a_run_is_read_once_however_its_folder_is_named(write_run: Write, tmp_pa
     [
         ("{", "is no JSON"),
         ("[]", "schema 'list'"),
+        ("[" * 100_000, "is no JSON"),
         ('{"schema": 2}', "schema 2, expected 1"),
         ('{"schema": 1, "status": "running"}', "status 'running'"),
         ('{"schema": 1, "status": "complete"}', "no valid 'benchmark'"),
@@ -67,6 +76,30 @@ def test_a_broken_result_is_named_and_left_out(write_run: Write, tmp_path: Path,
 def test_a_result_without_accuracy_is_broken(write_run: Write, tmp_path: Path) -> None:
     write_run("lora", 0, 70.0, metrics={"acc": None})
     assert "metrics.acc" in read_runs([tmp_path]).broken[0][1]
+
+
+ODD = (None, "x", "", [], [[]], {}, {"a": [1]}, float("nan"), float("inf"), -1, 10**400, True, 0.5)
+
+
+@given(st.data())
+def test_whatever_a_result_holds_it_is_read_or_named_and_the_tables_are_made(data: st.DataObject) -> None:
+    with TemporaryDirectory() as folder:
+        runs = [write_whole(Path(folder), "fmlora", seed, 70.0, n_tasks=3) / "result.json" for seed in range(2)]
+        result = json.loads(runs[0].read_text())
+        for _ in range(data.draw(st.integers(1, 3))):
+            place = result
+            while True:
+                key = data.draw(st.sampled_from([*place] if isinstance(place, dict) else range(len(place))))
+                if not (isinstance(place[key], (dict, list)) and place[key] and data.draw(st.booleans())):
+                    break
+                place = place[key]
+            place[key] = data.draw(st.sampled_from(ODD))
+        runs[0].write_text(json.dumps(result))
+        found = read_runs([folder])
+        assert len(found.runs) + len(found.broken) == 2
+        assert all(reason and "\n" not in reason for _, reason in found.broken)
+        report = make_report(found, allow_mixed=True)
+        assert "fmlora" in to_markdown(report) + to_latex(report) + to_csv(report)
 
 
 def test_a_folder_that_does_not_exist_is_the_users_mistake(tmp_path: Path) -> None:
