@@ -46,7 +46,10 @@ def _steps(argv: Sequence[str]) -> int:
         "--rounds", type=positive, metavar="N", help="steps of each (default: 3 to 15, as many as a minute takes)"
     )
     parser.add_argument(
-        "--image-size", type=positive, metavar="S", help="pixels (default: what --backbone.name, or else the icons have)"
+        "--image-size",
+        type=positive,
+        metavar="S",
+        help="pixels (default: those of --backbone.name, or else of the benchmark)",
     )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--threads", type=positive, default=1, metavar="N", help="CPU threads (default: 1)")

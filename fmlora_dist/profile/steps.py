@@ -24,7 +24,7 @@ from fmlora_dist.errors import UserError
 from fmlora_dist.profile.bounds import Bound, as_json, bound_table
 from fmlora_dist.profile.random_task import CLASSES
 from fmlora_dist.profile.subjects import Floor, Learner, Setup, Subject, Totals, clock
-from fmlora_dist.registry import get_benchmark, get_method
+from fmlora_dist.registry import get_method, list_methods
 
 __all__ = ["DEFAULT_METHODS", "StepsProfile", "profile_steps"]
 
@@ -43,7 +43,7 @@ class StepsProfile:
     config: RunConfig
     """Its benchmark, backbone, batch size, precision, optimizer, device and threads are taken."""
     methods: tuple[str, ...] = DEFAULT_METHODS
-    """Each NAME, or NAME:FIELD=VALUE:… with hyperparameters."""
+    """Each NAME, or NAME:FIELD=VALUE:… with hyperparameters; ('all',): all that are registered."""
     tasks: int = 20
     """N: the tasks 1, 2 and N are measured."""
     rounds: int | None = None
@@ -58,24 +58,11 @@ class StepsProfile:
         return sorted({1, min(2, self.tasks), self.tasks})
 
     def setup(self) -> Setup:
-        """Raises ``UserError`` for an unknown backbone."""
-        config, spec = self.config, get_benchmark(self.config.benchmark)
-        backbone, size = config.backbone, self.image_size or spec.image_size
-        if not backbone.name and not backbone.weights:
-            update = {"name": spec.backbone_name, "weights": str(spec.backbone_weights)}
-            backbone = backbone.model_copy(update=update)
-        elif backbone.name and not self.image_size and timm.is_model(backbone.name):
-            size = timm.get_pretrained_cfg(backbone.name).input_size[-1]
-        assert config.batch_size is not None and config.threads is not None
-        return Setup(
-            backbone=backbone,
-            image_size=size,
-            batch_size=config.batch_size,
-            n_tasks=self.tasks,
-            train=config.train.model_copy(update={"lr": None}),
-            device=config.device,
-            threads=config.threads,
-        )
+        size, name = self.image_size, self.config.backbone.name
+        if name and not size and timm.is_model(name):
+            described: Any = timm.get_pretrained_cfg(name)
+            size = described.input_size[-1]
+        return Setup.of_run(self.config, n_tasks=self.tasks, image_size=size)
 
 
 def profile_steps(options: StepsProfile, console: Console) -> dict[str, Any]:
@@ -89,7 +76,8 @@ def profile_steps(options: StepsProfile, console: Console) -> dict[str, Any]:
         UserError: an unknown method or backbone, or one that does not suit the other.
     """
     started = time.perf_counter()
-    configs = {label: method_fields(label) for label in options.methods}
+    labels = tuple(list_methods()) if options.methods == ("all",) else options.methods
+    configs = {label: method_fields(label) for label in labels}
     setup = options.setup()
     measuring = _Measuring(options, configs)
     with ExitStack() as stack, console.status("") as status:
@@ -248,10 +236,10 @@ def _bounds(measuring: _Measuring, evaluation: Sequence[dict[str, Any]], setup: 
         for label in (label for label, name in names.items() if name in FLAT):
             found = measuring.ratio(label, last)
             yield Bound(name=f"{label}: step at task {last} over the floor", found=found, most=1.10)
-    for found in evaluation:
-        if get_method(names[found["method"]]).info.family == "low-rank":
-            name = f"{found['method']}: images/s merged over a plain timm ViT"
-            yield Bound(name=name, found=found["ratio"], least=0.98)
+    for row in evaluation:
+        if get_method(names[row["method"]]).info.family == "low-rank":
+            name = f"{row['method']}: images/s merged over a plain timm ViT"
+            yield Bound(name=name, found=row["ratio"], least=0.98)
 
 
 def _print(figures: dict[str, Any], bounds: Sequence[Bound], console: Console) -> None:

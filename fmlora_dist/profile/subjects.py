@@ -17,13 +17,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from fmlora_dist.config import TrainConfig
+from fmlora_dist.config import RunConfig, TrainConfig
 from fmlora_dist.distributed import World
 from fmlora_dist.engine import Engine, Precision
 from fmlora_dist.errors import UserError
 from fmlora_dist.method import Task
 from fmlora_dist.profile.random_task import CLASSES, RandomTask, draw_images
-from fmlora_dist.registry import get_method
+from fmlora_dist.registry import get_benchmark, get_method
 from fmlora_dist.vit.backbone import BackboneConfig, Pretrained, load_backbone
 
 __all__ = ["Floor", "Learner", "Setup", "Subject", "Totals", "clock"]
@@ -44,6 +44,24 @@ class Setup:
     device: str
     threads: int
 
+    @classmethod
+    def of_run(cls, config: RunConfig, *, n_tasks: int = 1, image_size: int | None = None) -> Setup:
+        """That of a run; ``image_size`` other than its benchmark's."""
+        spec, backbone = get_benchmark(config.benchmark), config.backbone
+        if not backbone.name and not backbone.weights:
+            update = {"name": spec.backbone_name, "weights": str(spec.backbone_weights)}
+            backbone = backbone.model_copy(update=update)
+        assert config.batch_size is not None and config.threads is not None
+        return cls(
+            backbone=backbone,
+            image_size=image_size or spec.image_size,
+            batch_size=config.batch_size,
+            n_tasks=n_tasks,
+            train=config.train.model_copy(update={"lr": None}),
+            device=config.device,
+            threads=config.threads,
+        )
+
     def load(self) -> Pretrained:
         return load_backbone(self.backbone, image_size=self.image_size)
 
@@ -61,7 +79,7 @@ class Totals:
 
 
 def clock(world: World) -> Callable[[], float]:
-    """Seconds: those of the process on one CPU thread, where others that want the core do not count; else the wall's."""
+    """Seconds: the process's own on one CPU thread, where others that want the core do not count; else the wall's."""
     return time.perf_counter if world.on_gpu or world.threads > 1 else time.process_time
 
 

@@ -4,10 +4,10 @@ timm keeps query, key and value in one linear layer ``qkv``. An adapted layer co
 
     y = x (W + P)ᵀ + (x Dᵀ) Uᵀ + b
 
-with W the original weight, P what the past adds to it (merged, frozen), and D, U the branches that train now, each added
-to the rows of its own projection. P is always recomputed in fp32 from W and the stored factors, never accumulated; so a
-step costs the same at every task. Branches that grow (SD-LoRA's past directions, whose magnitudes train) are summed into
-the weight once a step instead, as soon as that is faster.
+with W the original weight, P what the past adds to it (merged, frozen), and D, U the branches that train now, each
+added to the rows of its own projection. P is always recomputed in fp32 from W and the stored factors, never
+accumulated; so a step costs the same at every task. Branches that grow (SD-LoRA's past directions, whose magnitudes
+train) are summed into the weight once a step instead, as soon as that is faster.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -99,11 +99,9 @@ class LowRankLinear(nn.Module):
         if sum(down.shape[0] for _, (down, _) in branches) > SUM_ABOVE * x.shape[-1]:
             with torch.autocast(x.device.type, enabled=False):  # in fp32: products of a weight's size are cheap
                 updates = [up @ down for _, (down, up) in branches]
-            y: Tensor = _WithUpdates.apply(x, self.effective, self.bias, rows, *updates)
-            return y
+            return _WithUpdates.apply(x, self.effective, self.bias, rows, *updates)
         downs, ups = zip(*(factors for _, factors in branches), strict=True)
-        y = _WithBranches.apply(x, self.effective, self.bias, rows, *downs, *ups)
-        return y
+        return _WithBranches.apply(x, self.effective, self.bias, rows, *downs, *ups)
 
     def _branches(self) -> list[tuple[slice, Factors]]:
         return [(rows, factors) for rows, adapter in self._adapters if (factors := adapter.factors()) is not None]
@@ -133,7 +131,7 @@ class _WithBranches(torch.autograd.Function):
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         tokens, weight, low, down, *across = ctx.saved_tensors
         needed, n = ctx.needs_input_grad, len(ctx.rows)
         flat = grad.reshape(len(tokens), -1)
@@ -167,7 +165,7 @@ class _WithUpdates(torch.autograd.Function):
             return F.linear(x, whole, bias)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         x, whole = ctx.saved_tensors
         grad_x = grad @ whole if ctx.needs_input_grad[0] else None
         flat, tokens = grad.reshape(-1, grad.shape[-1]), x.flatten(0, -2)
