@@ -268,7 +268,7 @@ def build_result(
     backbone_parameters: int,
     world_size: int,
 ) -> dict[str, Any]:
-    """result.json, schema 1: accuracies in %, tasks from 1. The run adds its ``seconds``, this function's with them."""
+    """result.json, schema 1: accuracies in %, tasks from 1. The run adds ``seconds`` last, so that this counts, too."""
     chosen = position.diagnostics
     return {
         "schema": SCHEMA,

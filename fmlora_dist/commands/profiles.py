@@ -43,7 +43,7 @@ def _steps(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--tasks", type=positive, default=20, metavar="N", help="number of tasks (default: 20)")
     parser.add_argument(
-        "--rounds", type=positive, metavar="N", help="steps of each (default: 3 to 15, as many as a minute takes)"
+        "--rounds", type=positive, metavar="N", help="steps of each (default: 3 to 15, as many as 45 seconds take)"
     )
     parser.add_argument(
         "--image-size",

@@ -48,6 +48,7 @@ class RandomTask:
         self.images = draw_images(self.n_samples, image_size, number, device)
         self.autocast = autocast
         self._batch_size = batch_size
+        self.steps_per_epoch = -(-self.n_samples // batch_size)
 
     def batches(self, *, augment: bool, exclude: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
         return self._split(self.images[exclude:], self.labels[exclude:])

@@ -48,8 +48,8 @@ class StepsProfile:
     """N: the tasks 1, 2 and N are measured."""
     rounds: int | None = None
     """Steps of each method at each task; None: as many as there is patience for, from 3 to 15."""
-    patience: float = 60.0
-    """Seconds after which no further round is begun."""
+    patience: float = 45.0
+    """Seconds, over all tasks, after which no further round is begun."""
     image_size: int | None = None
     """Pixels; None: what the backbone's tag, or else the benchmark, has."""
 
@@ -190,7 +190,7 @@ class _Measuring:
     def evaluate(self) -> list[dict[str, Any]]:
         """Images a second of each method after its last task, merged where it can be, and of a plain timm ViT."""
         found = []
-        rounds = self.options.rounds or 2 * max(len(by["floor"]) for by in self.seconds.values())
+        rounds = self.options.rounds or max(len(by["floor"]) for by in self.seconds.values())
         for label in self.configs:
             merged, plain = self.subjects[label].call("evaluate", rounds)
             n = self.options.config.batch_size
