@@ -2,10 +2,13 @@
 
 import importlib
 import os
+import re
 import resource
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,13 +50,6 @@ class World:
     @property
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
-
-    def peak_memory(self) -> int:
-        """Most bytes that this process has used so far: of its GPU's memory, or of the machine's without a GPU."""
-        if self.on_gpu:
-            return torch.cuda.max_memory_allocated(self.device)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return peak if sys.platform == "darwin" else 1024 * peak
 
     def connect(self) -> None:
         """Join the other processes (DeepSpeed's initialisation, so that its engines share the group)."""
@@ -107,6 +103,21 @@ class World:
     def barrier(self) -> None:
         if self.size > 1:
             distributed.barrier()
+
+    def synchronize(self) -> None:
+        """Wait until the device has done what it was given, so that a clock that is read next has seen it."""
+        if self.on_gpu:
+            torch.cuda.synchronize(self.device)
+
+    def peak_memory(self) -> int:
+        """Most bytes that this process has held at once so far: of the GPU, or of the machine."""
+        if self.on_gpu:
+            return torch.cuda.max_memory_allocated(self.device)
+        with suppress(OSError):  # getrusage, which every Unix has, also counts what the process was forked from
+            found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+            if found:
+                return int(found[1]) * 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def default_threads() -> int:

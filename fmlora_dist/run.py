@@ -57,8 +57,10 @@ class Position:
 class Run:
     """A run that is checked and ready: making it raises ``UserError`` for whatever is wrong, before any training."""
 
-    def __init__(self, config: RunConfig, world: World):
-        self._started = time.perf_counter()
+    def __init__(self, config: RunConfig, world: World, *, started: float | None = None):
+        """``started``: ``time.perf_counter`` when the process took to this run; until now it has imported modules."""
+        self._counted = time.perf_counter()
+        self._imports = 0.0 if started is None else self._counted - started
         self.config, self.world = config, world
         self.data = RunData(config, world)
         self.precision = Precision(config.train.precision, world)
@@ -91,7 +93,8 @@ class Run:
             seed=config.seed,
             resumed_at={"task": self.position.task, "epoch": self.position.epoch},
         )
-        self._add_seconds("start", time.perf_counter() - self._started)
+        self._count("start")
+        self.position.seconds["import"] = self.position.seconds.get("import", 0.0) + self._imports
         self._progress = _Progress(self, sum(self.steps))
         while self.position.task <= len(self.views):
             view = self.views[self.position.task - 1]
@@ -242,6 +245,9 @@ class Run:
             backbone_parameters=self.pretrained.n_parameters,
             world_size=self.world.size,
         )
+        self._count("other")
+        parts = {name: round(seconds, 3) for name, seconds in self.position.seconds.items()}
+        result["seconds"] = parts | {"total": round(sum(parts.values()), 3)}
         self._on_main(lambda: self.record.write_result(result))
         self._event("complete", acc=metrics["acc"], aaa=metrics["aaa"])
         return result
@@ -270,16 +276,18 @@ class Run:
         if self.world.main:
             self.record.event(kind, **facts)
 
-    def _add_seconds(self, name: str, seconds: float) -> None:
+    def _count(self, name: str) -> None:
+        """Give the seconds since they were last counted to the part of that name, so that none is lost or twice."""
+        now = time.perf_counter()
         table = self.position.seconds
-        table[name] = table.get(name, 0.0) + seconds
-        table["total"] = table.get("total", 0.0) + seconds
+        table[name] = table.get(name, 0.0) + now - self._counted
+        self._counted = now
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
-        started = time.perf_counter()
+        self._count("other")
         yield
-        self._add_seconds(name, time.perf_counter() - started)
+        self._count(name)
 
 
 class _Progress:

@@ -1,6 +1,7 @@
 """One run: training it, testing it again."""
 
 import json
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ __all__ = ["evaluate", "run"]
 
 def run(argv: Sequence[str]) -> int:
     """Train one method on one sequence of tasks."""
+    started = time.perf_counter()
     from fmlora_dist.config import parse_config
     from fmlora_dist.distributed import World
     from fmlora_dist.record import RunDirectory
@@ -32,7 +34,7 @@ def run(argv: Sequence[str]) -> int:
             print(f"{out} is complete: Acc {result['metrics']['acc']:.2f}")
         return 0
     with explain_memory():
-        ready = Run(config, world)
+        ready = Run(config, world, started=started)
     if world.main:
         record.open(config)
     try:

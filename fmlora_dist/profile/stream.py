@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import torchvision
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.utils.data import DataLoader
 from torchvision import transforms as T
@@ -34,32 +33,15 @@ from benchmarks.stream import Batch, TrainStream
 from benchmarks.tasks import TaskSequence
 from benchmarks.transforms import Normalisation, Transform, Windows, normalise
 from fmlora_dist.distributed import World
+from fmlora_dist.profile.bounds import Bound, as_json, bound_table
 from fmlora_dist.profile.photographs import CLASSES, HEIGHT, WIDTH, write_photographs
 
-__all__ = ["Bound", "StreamProfile", "profile_stream"]
+__all__ = ["StreamProfile", "profile_stream"]
 
 SIZE = 224
 MEAN = STD = (0.5, 0.5, 0.5)
 BUDGET = 8 << 30
 PROCESSES, WORKERS = (1, 2, 4), (0, 1, 3)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Bound:
-    """One figure, and what it must reach."""
-
-    name: str
-    found: float
-    least: float | None = None
-    most: float | None = None
-
-    @property
-    def met(self) -> bool:
-        return (self.least is None or self.found >= self.least) and (self.most is None or self.found <= self.most)
-
-    @property
-    def demand(self) -> str:
-        return f"≥ {self.least:g}" if self.least is not None else f"≤ {self.most:g}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +107,7 @@ def profile_stream(options: StreamProfile, console: Console) -> dict[str, Any]:
         Bound(name="different sequences of images", found=len(set(hashes.values())), most=1),
     ]
     figures = {
-        "bounds": [asdict(bound) | {"met": bound.met} for bound in bounds],
+        "bounds": as_json(bounds),
         "images_per_second": rates,
         "seconds_of_epochs": seconds,
         "seconds_to_first_batch": first,
@@ -358,11 +340,7 @@ def _print(bounds: Sequence[Bound], figures: dict[str, Any], options: StreamProf
         f"{options.images} JPEGs of {WIDTH}x{HEIGHT}, {figures['bytes_of_an_image'] / 1000:.0f} kB each, in {CLASSES}"
         f" classes; {options.epochs} epochs, batches of {options.batch_size}, {options.workers} workers"
     )
-    table = Table(title=title, caption=f"{machine['device']}, {machine['cores']} cores, {figures['seconds']:.0f} s")
-    for heading, justify in (("", "left"), ("found", "right"), ("must be", "right"), ("", "left")):
-        table.add_column(heading, justify=justify)  # type: ignore[arg-type]
-    for bound in bounds:
-        table.add_row(bound.name, f"{bound.found:.3g}", bound.demand, "met" if bound.met else "NOT MET")
-    console.print(table)
+    caption = f"{machine['device']}, {machine['cores']} cores, {figures['seconds']:.0f} s"
+    console.print(bound_table(bounds, title=title, caption=caption))
     for name, key in (("all epochs", "whole"), ("first epoch", "first_epoch")):
         console.print(f"images/s, {name}: {rates['stream'][key]:.0f}, DataLoader {rates['loader'][key]:.0f}")

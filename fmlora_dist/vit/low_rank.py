@@ -4,10 +4,10 @@ timm keeps query, key and value in one linear layer ``qkv``. An adapted layer co
 
     y = x (W + P)ᵀ + (x Dᵀ) Uᵀ + b
 
-with W the original weight, P what the past adds to it (merged, frozen), and D [R, d_in], U [3d, R] the branches that
-train now, those of all its projections stacked into one. P is always recomputed in fp32 from W and the stored
-factors, never accumulated; so a step costs the same at every task. Branches that grow (SD-LoRA's past directions, whose
-magnitudes train) are summed into the weight once a step instead, as soon as that is faster.
+with W the original weight, P what the past adds to it (merged, frozen), and D, U the branches that train now, each
+added to the rows of its own projection. P is always recomputed in fp32 from W and the stored factors, never
+accumulated; so a step costs the same at every task. Branches that grow (SD-LoRA's past directions, whose magnitudes
+train) are summed into the weight once a step instead, as soon as that is faster.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +25,7 @@ from fmlora_dist.vit.backbone import Backbone
 __all__ = ["Adapter", "LowRankLinear", "LowRankMethod", "check_rank"]
 
 Factors = tuple[Tensor, Tensor]
+Rows = tuple[slice, ...]
 
 SUM_ABOVE = 1 / 4
 """Stacked rank, as a share of d_in, above which a summed weight is faster than a branch. Measured for forward and
@@ -94,32 +95,90 @@ class LowRankLinear(nn.Module):
         branches = self._branches() if self.branch else []
         if not branches:
             return F.linear(x, self.effective, self.bias)
+        rows = tuple(place for place, _ in branches)
         if sum(down.shape[0] for _, (down, _) in branches) > SUM_ABOVE * x.shape[-1]:
-            return F.linear(x, self._summed(branches), self.bias)
-        down, up = self._stacked(branches)
-        y = F.linear(x, self.effective, self.bias)
-        low = F.linear(x, down)
-        # One addmm adds the branch: no second tensor of the output's size.
-        return torch.addmm(y.flatten(0, -2), low.flatten(0, -2), up.to(low.dtype).t()).view_as(y)
+            with torch.autocast(x.device.type, enabled=False):  # in fp32: products of a weight's size are cheap
+                updates = [up @ down for _, (down, up) in branches]
+            return _WithUpdates.apply(x, self.effective, self.bias, rows, *updates)
+        downs, ups = zip(*(factors for _, factors in branches), strict=True)
+        return _WithBranches.apply(x, self.effective, self.bias, rows, *downs, *ups)
 
     def _branches(self) -> list[tuple[slice, Factors]]:
         return [(rows, factors) for rows, adapter in self._adapters if (factors := adapter.factors()) is not None]
 
-    def _stacked(self, branches: Sequence[tuple[slice, Factors]]) -> Factors:
-        """The branches of all projections as one: down [R, d_in], up [3d, R] with zeros outside each one's rows."""
-        ups = [F.pad(up, self._outside(rows)) for rows, (_, up) in branches]
-        return torch.cat([down for _, (down, _) in branches]), torch.cat(ups, dim=1)
 
-    def _summed(self, branches: Sequence[tuple[slice, Factors]]) -> Tensor:
-        """The effective weight with all branches, [3d, d_in]. In fp32: one product of a weight's size is cheap."""
-        weight = self.effective
-        with torch.autocast(weight.device.type, enabled=False):
-            for rows, (down, up) in branches:
-                weight = weight + F.pad(up @ down, self._outside(rows))
-        return weight
+class _WithBranches(torch.autograd.Function):
+    """x Wᵀ + b with (x Dᵢᵀ) Uᵢᵀ added to the rows of each projection i: D [rᵢ, d_in], U [d_out, rᵢ], W frozen.
 
-    def _outside(self, rows: slice) -> tuple[int, int, int, int]:
-        return (0, 0, rows.start, self.weight.shape[0] - rows.stop)
+    Written out because autograd of the same sum costs more than its products: it would pad each U to all rows, or copy
+    the gradient of y for each projection, and add the two gradients of x in a pass of their own.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows, *factors: Tensor) -> Tensor:
+        x, weight, bias, *factors_ = _in_compute_dtype(x, weight, bias, *factors)
+        downs, ups = factors_[: len(rows)], factors_[len(rows) :]
+        ctx.rows, ctx.ranks = rows, [down.shape[0] for down in downs]
+        with torch.autocast(x.device.type, enabled=False):
+            tokens, down = x.flatten(0, -2), torch.cat(downs)
+            # Copied, for the copies are small and products with this layout take half the time.
+            across = [up.T.contiguous() for up in ups]
+            low = tokens @ down.T.contiguous()
+            y = F.linear(tokens, weight, bias)
+            for place, part, up in zip(rows, low.split(ctx.ranks, dim=1), across, strict=True):
+                y[:, place].addmm_(part, up)
+        ctx.save_for_backward(tokens, weight, low, down, *across)
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        tokens, weight, low, down, *across = ctx.saved_tensors
+        needed, n = ctx.needs_input_grad, len(ctx.rows)
+        flat = grad.reshape(len(tokens), -1)
+        parts = [flat[:, place] for place in ctx.rows]
+        grad_x, grad_downs = None, [None] * n
+        if needed[0] or any(needed[4 : 4 + n]):
+            grad_low = torch.cat([part @ up.T for part, up in zip(parts, across, strict=True)], dim=1)
+            if needed[0]:
+                grad_x = (flat @ weight).addmm_(grad_low, down).view(*grad.shape[:-1], -1)
+            if any(needed[4 : 4 + n]):
+                grad_downs = list((grad_low.T @ tokens).split(ctx.ranks))
+        grad_ups = [(one.T @ part).T for part, one in zip(parts, low.split(ctx.ranks, dim=1), strict=True)]
+        return grad_x, None, None, None, *grad_downs, *grad_ups
+
+
+class _WithUpdates(torch.autograd.Function):
+    """x (W + P)ᵀ + b, where P has an update [d_out, d_in] in the rows of each projection, and W is frozen.
+
+    Written out for the same reason: the gradient of the weight is formed for these rows alone.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: Rows, *updates: Tensor) -> Tensor:
+        whole = weight.clone()
+        for place, update in zip(rows, updates, strict=True):
+            whole[place] += update
+        x, whole, bias = _in_compute_dtype(x, whole, bias)
+        ctx.rows = rows
+        ctx.save_for_backward(x, whole)
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x, whole, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, whole = ctx.saved_tensors
+        grad_x = grad @ whole if ctx.needs_input_grad[0] else None
+        flat, tokens = grad.reshape(-1, grad.shape[-1]), x.flatten(0, -2)
+        return grad_x, None, None, None, *(flat[:, place].T @ tokens for place in ctx.rows)
+
+
+def _in_compute_dtype(*tensors: Any) -> list[Any]:
+    """The tensors, and None, as autocast would hand them to a product."""
+    kind = tensors[0].device.type
+    if not torch.is_autocast_enabled(kind):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(kind)
+    return [tensor if tensor is None else tensor.to(dtype) for tensor in tensors]
 
 
 class LowRankMethod(Method):
