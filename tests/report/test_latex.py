@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmlora_dist.report import make_report, read_runs, write_report
+from fmlora_dist.report import make_report, read_runs
 from fmlora_dist.report.latex import PACKAGES, to_latex
 from result_files import write_whole
 
@@ -36,7 +36,7 @@ def test_the_files_first_line_says_how_it_is_used(grid: Path) -> None:
 
 @pytest.fixture
 def paper(tmp_path: Path) -> Path:
-    """A comparison with holes, published numbers, an ablation, several benchmarks; written as a report."""
+    """A comparison with holes, published numbers, an ablation, several benchmarks; the folder of its tables.tex."""
     runs = tmp_path / "paper" / "runs"
     for benchmark, n_tasks in (("imagenet_r", 5), ("imagenet_r", 10), ("imagenet_r", 20), ("cifar100", 10)):
         for method, level in (("lora", 68.0), ("inflora", 74.0), ("sdlora", 77.0), ("fmlora", 79.0), ("joint", 82.0)):
@@ -47,8 +47,8 @@ def paper(tmp_path: Path) -> Path:
     broken = runs / "brokenrun"
     broken.mkdir()
     (broken / "result.json").write_text("{")
-    write_report(make_report(read_runs([runs])), tmp_path / "paper" / "report")
-    return tmp_path / "paper" / "report"
+    (tmp_path / "tables.tex").write_text(to_latex(make_report(read_runs([runs]))), encoding="utf-8")
+    return tmp_path
 
 
 @tex
