@@ -73,7 +73,8 @@ def name_files(written: Sequence[Path | str]) -> str:
     """What was written, for a terminal: figures are many, so they are counted."""
     named = [str(file) for file in written if Path(file).suffix not in (".svg", ".pdf")]
     figures = sum(Path(file).suffix == ".svg" for file in written)
-    return ", ".join(named) + (f", {figures} figures beside it (SVG and PDF)" if figures else "")
+    counted = f"{figures} figure{'' if figures == 1 else 's'} beside it (SVG and PDF)"
+    return ", ".join([*named, *([counted] if figures else [])])
 
 
 def _write(file: Path, text: str) -> Path:

@@ -1,5 +1,6 @@
 """From finished runs to the paper's figures. A figure that the runs have no data for is not drawn."""
 
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -42,7 +43,7 @@ _WRITTEN = 10
 Line = Callable[[Axes, str, Column, Values], None]
 
 
-def draw(rows: Rows, pooled: Sequence[Pooled] = (), profile: Sequence[dict[str, Any]] = ()) -> Iterator[Drawing]:
+def draw(rows: Rows, pooled: Sequence[Pooled] = (), profile: Sequence[dict[str, Any]] = ()) -> list[Drawing]:
     """Every figure that there is data for.
 
     Args:
@@ -52,26 +53,15 @@ def draw(rows: Rows, pooled: Sequence[Pooled] = (), profile: Sequence[dict[str, 
     """
     looks = styles(rows)
     columns = sorted({column for found in rows.values() for column in found})
+    drawings: list[Drawing] = []
     with drawn_alike():
         for block in dict.fromkeys(column.block for column in columns):
             here = [column for column in columns if column.block == block]
-            for kind in (
-                _curves,
-                _acc_by_n,
-                _prompts,
-                _ranks,
-                _drift,
-                _drift_by_prompts,
-                _stored,
-                _step_times,
-                _matrices,
-            ):
-                yield from kind(rows, here, looks)
-        for found in pooled:
-            if found.ranking:
-                yield _critical_difference(found.measure, found.ranking)
-        if profile:
-            yield _profile(profile)
+            for kind in _KINDS:
+                drawings += kind(rows, here, looks)
+        drawings += [_critical_difference(each.measure, each.ranking) for each in pooled if each.ranking]
+        drawings += [_profile(profile)] if profile else []
+    return drawings
 
 
 def _curves(rows: Rows, here: list[Column], looks: dict[str, Style]) -> Iterator[Drawing]:
@@ -375,6 +365,7 @@ def _title(column: Column) -> str:
 def _drawing(here: list[Column], name: str, title: str, caption: str, figure: Figure) -> Drawing:
     first = here[0]
     stem = first.benchmark if first.scenario == "cil" else f"{first.benchmark}-{first.scenario}"
+    stem = re.sub(r"[^\w-]+", "_", stem)  # whatever a result says, its figures stay in their folder
     return Drawing(
         name=f"{stem}-{name}",
         title=f"{first.block}: {title}",
@@ -383,3 +374,7 @@ def _drawing(here: list[Column], name: str, title: str, caption: str, figure: Fi
         tasks=tuple(column.n_tasks for column in here),
         figure=figure,
     )
+
+
+_KINDS = (_curves, _acc_by_n, _prompts, _ranks, _drift, _drift_by_prompts, _stored, _step_times, _matrices)
+"""The figures of a benchmark, in their order."""

@@ -27,6 +27,7 @@ from fmlora_dist.report.traces import Rows, Trace
 __all__ = ["empty_page", "live", "to_html"]
 
 _TITLE = "Comparison"
+_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)  # in C, where PyYAML has it: runs are many
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
 Facts = dict[str, list[str]]
@@ -215,5 +216,5 @@ def _run(trace: Trace, used: Sequence[str]) -> dict[str, Any]:
         "figures": texts,
         "facts": facts,
         "matrix": [[round(value, 2) for value in row] for row in trace.matrix],
-        "config": yaml.safe_dump(trace.config, sort_keys=False) if trace.config else "",
+        "config": yaml.dump(trace.config, Dumper=_DUMPER, sort_keys=False) if trace.config else "",
     }

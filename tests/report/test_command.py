@@ -9,6 +9,9 @@ from cluster.journal import Journal
 from running import command_here
 
 Write = Callable[..., Path]
+TABLES = {"tables.md", "tables.tex", "tables.csv"}
+FIGURES = {"icons-acc-by-n.svg", "icons-acc-by-n.pdf"}
+REPORT = {*TABLES, *FIGURES, "index.html"}
 
 
 @pytest.fixture(autouse=True)
@@ -25,8 +28,9 @@ def test_a_folders_report_lies_in_it_and_nothing_in_its_runs(grid: Path) -> None
     done = command_here(["report", grid])
     assert done.code == 0, done.err
     assert "lora [2]" in done.out
-    assert names(grid) - before == {"report/tables.md", "report/tables.tex", "report/tables.csv"}
+    assert names(grid) - before == {f"report/{name}" for name in REPORT}
     assert f"written: {grid}/report/tables.md, " in done.out
+    assert f"{grid}/report/index.html, 1 figure beside it (SVG and PDF)" in done.out
     assert command_here(["report", grid]).code == 0  # its own report is no run
 
 
@@ -37,7 +41,7 @@ def test_nothing_is_written_for_a_run_several_folders_or_a_url(write_run: Write,
     for folders in ([one], [one, other], [f"file://{one.parent}"]):
         done = command_here(["report", *folders])
         assert done.code == 0, done.err
-    assert names(tmp_path) - before <= {"runs/report/tables.md", "runs/report/tables.tex", "runs/report/tables.csv"}
+    assert names(tmp_path) - before <= {f"runs/report/{name}" for name in REPORT}
     assert "70.50 ± 0.71" in command_here(["report", one, other]).out
 
 
@@ -46,7 +50,7 @@ def test_out_is_where_everything_is_written(grid: Path, tmp_path: Path) -> None:
     before = names(grid)
     done = command_here(["report", grid / "runs", "--out", out])
     assert done.code == 0, done.err
-    assert names(out) == {"tables.md", "tables.tex", "tables.csv"}
+    assert names(out) == REPORT
     assert names(grid) - before == {f"elsewhere/{name}" for name in names(out)}
 
 
@@ -56,6 +60,18 @@ def test_a_folder_without_the_right_to_write_asks_for_out(grid: Path) -> None:
     assert done.code == 2
     assert "lora [2]" in done.out
     assert "cannot write" in done.err and "--out" in done.err
+
+
+def test_a_profile_of_steps_is_drawn_and_anything_else_refused(grid: Path, tmp_path: Path) -> None:
+    profile = tmp_path / "steps.json"
+    profile.write_text('{"rows": [{"method": "lora", "task": 1, "seconds_per_step": 0.1}]}')
+    done = command_here(["report", grid, "--profile", profile, "--out", tmp_path / "out"])
+    assert done.code == 0, done.err
+    assert names(tmp_path / "out") == REPORT | {"step-time.svg", "step-time.pdf"}
+    profile.write_text("{}")
+    done = command_here(["report", grid, "--profile", profile])
+    assert done.code == 2
+    assert done.err.count("\n") == 1 and str(profile) in done.err and "profile steps" in done.err
 
 
 def test_options_choose_runs_rows_columns_and_metrics(grid: Path) -> None:

@@ -86,6 +86,13 @@ def test_domain_incremental_runs_have_figures_of_their_own(tmp_path: Path) -> No
     assert found["icons-dil-curves"].block == "icons (dil)"
 
 
+def test_a_benchmarks_name_leads_no_file_out_of_its_folder(write_run: Write, tmp_path: Path) -> None:
+    write_run("lora", 0, 50.0, benchmark="icons", accuracy_matrix=[[50.0], [40.0, 50.0]], n_tasks=2)
+    file = next(tmp_path.glob("runs/*/result.json"))
+    file.write_text(file.read_text().replace('"icons"', '"../../a b/&x"'))
+    assert {*drawn(tmp_path)} == {"_a_b_x-curves", "_a_b_x-matrix-2"}
+
+
 def test_methods_over_three_benchmarks_have_a_critical_difference_diagram(write_run: Write, tmp_path: Path) -> None:
     for benchmark in ("a", "b", "c"):
         for method, acc in (("lora", 50.0), ("inflora", 60.0), ("fmlora", 70.0)):
