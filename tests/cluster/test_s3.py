@@ -93,7 +93,7 @@ def test_a_killed_grid_goes_on_from_its_bucket_with_nothing_else_left(s3: dict[s
         finally:
             driver.kill()
             driver.communicate()
-        assert wait_until(lambda: not processes(one), 60)
+        assert wait_until(lambda: not processes(one), 300)
         assert f"runs/{lora}/result.json" not in names(out), "it was to be killed in the middle"
     with tempfile.TemporaryDirectory(prefix="t", dir="/tmp") as other:
         driver = grid(file, out, Path(other), s3)
