@@ -279,7 +279,7 @@ def test_the_readme_gives_a_reason_for_each_dependency():
     project = (ROOT / "pyproject.toml").read_text()
     required = re.search(r"^dependencies = \[(.*?)^\]", project, re.MULTILINE | re.DOTALL)
     assert required
-    names = set(re.findall(r'"([a-z-]+(?:\[\w+\])?)>=', required[1]))
+    names = set(re.findall(r'"([a-z0-9-]+(?:\[\w+\])?)>=', required[1]))
     table = README.partition("## Dependencies")[2].partition("\n## ")[0]
     rows = dict(re.findall(r"^\| ([^ |]+) \| (.+) \|$", table, re.MULTILINE))
     rows.pop("package")
