@@ -148,7 +148,9 @@ class Drawing:
     figure: Figure
 
     def __post_init__(self) -> None:
-        # Laid out once for all files: with many panels this is what takes the time.
+        # Laid out once for all files: with many panels this is what takes the time. (Twice, since panels of a fixed
+        # aspect move once more.)
+        self.figure.draw_without_rendering()
         self.figure.draw_without_rendering()
         self.figure.set_layout_engine("none")
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -215,6 +216,21 @@ def test_ticks_are_few_and_begin_at_the_first_task(last: int) -> None:
     assert ticks[0] == 1
     assert len(ticks) <= 8
     assert ticks[-1] <= last < ticks[-1] + max(2, last // 3)
+
+
+def test_nothing_is_cut_off_and_no_label_lies_on_another(rich: dict[str, Drawing]) -> None:
+    for name, drawing in rich.items():
+        figure, (width, height) = drawing.figure, drawing.figure.get_size_inches()
+        box = figure.get_tightbbox()
+        assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.02, name
+        legends = [legend.get_window_extent() for legend in figure.legends]
+        panels = [axes.get_tightbbox() for axes in figure.axes if axes.axison]
+        assert not any(legend.shrunk(0.99, 0.99).overlaps(panel) for legend in legends for panel in panels), name
+        for axes in figure.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                labels = [label.get_window_extent() for label in axis.get_ticklabels() if label.get_text()]
+                order = sorted(labels, key=lambda label: (label.x0, label.y0))
+                assert not any(one.overlaps(two) for one, two in pairwise(order)), name
 
 
 def test_names_are_text_and_no_formula(write_run: Write, tmp_path: Path) -> None:
