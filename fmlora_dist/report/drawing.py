@@ -6,6 +6,7 @@ for black and white. Nothing here touches pyplot: a figure is an object, drawn b
 
 import io
 import itertools
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from fmlora_dist.record import write_atomically
@@ -148,7 +150,9 @@ class Drawing:
     figure: Figure
 
     def __post_init__(self) -> None:
-        # Laid out once for all files: with many panels this is what takes the time.
+        # Laid out once for all files: with many panels this is what takes the time. (Twice, since panels of a fixed
+        # aspect move once more.)
+        self.figure.draw_without_rendering()
         self.figure.draw_without_rendering()
         self.figure.set_layout_engine("none")
 
@@ -214,8 +218,10 @@ def panels(
     for number, title in enumerate(titles):
         top, column = number // across * rows, number % across
         columns.append([grid[top + row, column] for row in range(rows)])
-        columns[-1][0].set_title(title)
+        columns[-1][0].set_title("\n".join(textwrap.wrap(title, int(10.5 * width), break_on_hyphens=False)))
         for axes, name in zip(columns[-1], names, strict=True):
+            # As many ticks whatever the size: labels that change with it would upset the layout.
+            axes.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
             if column == 0:
                 axes.set_ylabel(name)
     for spare in range(len(titles), across * down):

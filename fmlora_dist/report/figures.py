@@ -123,9 +123,7 @@ def _ranks(rows: Rows, here: list[Column], looks: dict[str, Style]) -> Iterator[
     shown = [column for column in here if found[column]]
     if not shown:
         return
-    figure, columns = panels(
-        [_title(column) for column in shown], "chosen rank", "relative complexity H", size=(3.5, 2.3)
-    )
+    figure, columns = panels([_title(column) for column in shown], "chosen rank", "complexity H", size=(3.5, 2.3))
     chosen = sorted({rank for by_label in found.values() for ranks, _ in by_label.values() for rank in ranks.flat})
     for column, [above, below] in zip(shown, columns, strict=True):
         tasks = range(1, column.n_tasks + 1)

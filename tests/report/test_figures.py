@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from matplotlib.axes import Axes
 
 from fmlora_dist.errors import UserError
 from fmlora_dist.report import make_report, read_profile, read_runs, write_report
-from fmlora_dist.report.drawing import Drawing, styles, task_ticks
+from fmlora_dist.report.drawing import Drawing, drawn_alike, panels, styles, task_ticks
 from fmlora_dist.report.figures import draw
 from fmlora_dist.report.layouts import ORDER
 from fmlora_dist.report.tables import BOUNDS
@@ -215,6 +216,30 @@ def test_ticks_are_few_and_begin_at_the_first_task(last: int) -> None:
     assert ticks[0] == 1
     assert len(ticks) <= 8
     assert ticks[-1] <= last < ticks[-1] + max(2, last // 3)
+
+
+def test_nothing_is_cut_off_and_no_label_lies_on_another(rich: dict[str, Drawing]) -> None:
+    for name, drawing in rich.items():
+        figure, (width, height) = drawing.figure, drawing.figure.get_size_inches()
+        box = figure.get_tightbbox()
+        assert min(box.x0, box.y0, width - box.x1, height - box.y1) > -0.02, name
+        legends = [legend.get_window_extent() for legend in figure.legends]
+        boxes = [axes.get_tightbbox() for axes in figure.axes if axes.axison]
+        assert not any(legend.shrunk(0.99, 0.99).overlaps(box) for legend in legends for box in boxes), name
+        for axes in figure.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                labels = [label.get_window_extent() for label in axis.get_ticklabels() if label.get_text()]
+                order = sorted(labels, key=lambda label: (label.x0, label.y0))
+                assert not any(one.overlaps(two) for one, two in pairwise(order)), name
+
+
+@pytest.mark.parametrize("across", [3, 4])
+def test_long_titles_are_wrapped(across: int) -> None:
+    with drawn_alike():
+        figure, columns = panels(["F-LoRA + DRS + DMP, prompt_tokens=10, rank=16"] * across, "accuracy", across=across)
+        Drawing(name="x", title="x", caption="", block="", tasks=(), figure=figure)
+        boxes = [axes.get_tightbbox() for [axes] in columns]
+    assert not any(one.overlaps(two) for one, two in pairwise(boxes))
 
 
 def test_names_are_text_and_no_formula(write_run: Write, tmp_path: Path) -> None:
