@@ -1,25 +1,20 @@
 """The ledger of docs/reproducibility.md: method by benchmark, the number reached here and the published ones.
 
-``python -m fmlora_dist.report.ledger docs`` writes it anew from the result files below docs/results and from
-published.csv; a test compares the page with what this makes.
+It is made from the result files below docs/results and from published.csv.
 """
 
-import re
-import sys
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from fmlora_dist.record import write_atomically
 from fmlora_dist.registry import list_methods
 from fmlora_dist.report.aggregate import Column, Run, read_result
 from fmlora_dist.report.measures import spread
 from fmlora_dist.report.published import published_lines
 
-__all__ = ["fill_in", "ledger"]
+__all__ = ["ledger"]
 
-MARKERS = ("<!-- ledger -->", "<!-- /ledger -->")
 RAN_BY = "ran_by.txt"
 """Beside or above result files: one line that says who ran them, on what."""
 OUR_PACKAGES = ("baselines.", "fmlora_dist.")
@@ -60,15 +55,6 @@ def ledger(results: Path) -> str:
             lines.append(f"| `{method}` | {' | '.join(cells)} |".replace("  ", " "))
         parts.append("\n".join(lines))
     return "\n\n".join([*parts, sources.text()]) + "\n"
-
-
-def fill_in(page: str, results: Path) -> str:
-    """The page with the ledger between its markers."""
-    start, end = map(re.escape, MARKERS)
-    new = f"{MARKERS[0]}\n{ledger(results)}{MARKERS[1]}"
-    filled, count = re.subn(f"{start}.*?{end}", lambda _: new, page, flags=re.DOTALL)
-    assert count == 1, f"the page has the ledger's markers {count} times"
-    return filled
 
 
 class _Sources:
@@ -133,10 +119,3 @@ def _published_text(line: dict[str, str], sources: _Sources) -> str:
             figures.append("–")
     source = f"{line['source']}. Backbone: {line['backbone'] or 'not stated'}"
     return f"{' / '.join(figures)} [{sources.number(source)}]"
-
-
-if __name__ == "__main__":
-    (docs,) = map(Path, sys.argv[1:])
-    page = docs / "reproducibility.md"
-    with write_atomically(page) as path:
-        path.write_text(fill_in(page.read_text(encoding="utf-8"), docs / "results"), encoding="utf-8")

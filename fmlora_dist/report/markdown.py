@@ -6,7 +6,7 @@ from fmlora_dist.report.beside import Grid
 from fmlora_dist.report.contents import Report
 from fmlora_dist.report.tables import Cell, Table
 
-__all__ = ["to_markdown"]
+__all__ = ["table_to_markdown", "to_markdown"]
 
 _MARKS = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
 
@@ -16,7 +16,7 @@ def to_markdown(report: Report) -> str:
     parts = ["# Comparison"]
     parts += [f"**{_plain(report.progress)}**"] if report.progress else []
     for table, beside in report.sections():
-        parts += [f"## {_plain(table.title)}", *_table(table)]
+        parts += [f"## {_plain(table.title)}", table_to_markdown(table)]
         parts += [part for grid in beside for part in _grid(grid)]
     parts += [part for grid in report.overall() for part in _grid(grid)]
     if report.broken:
@@ -24,15 +24,16 @@ def to_markdown(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _table(table: Table) -> Iterator[str]:
+def table_to_markdown(table: Table) -> str:
+    """A table with its notes, without its title."""
     lines = []
     for section, rows in table.sections():
         lines += [[f"*{_plain(section)}*", *("" for _ in table.heads)]] if section else []
         for row in rows:
             name = f"*{_plain(row.name)}*" if row.bound else _plain(row.name)
             lines.append([name + row.mark, *map(_cell, row.cells)])
-    yield _lines(["method", *(_plain(head.title) for head in table.heads)], lines, 1)
-    yield "\n".join(f"- {_plain(note)}" for note in table.notes())
+    body = _lines(["method", *(_plain(head.title) for head in table.heads)], lines, 1)
+    return body + "\n\n" + "\n".join(f"- {_plain(note)}" for note in table.notes())
 
 
 def _grid(grid: Grid) -> Iterator[str]:

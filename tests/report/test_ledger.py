@@ -9,10 +9,9 @@ import pytest
 
 import fmlora_dist.report
 from fmlora_dist.registry import list_methods
-from fmlora_dist.report.ledger import PAPER, fill_in, ledger
+from fmlora_dist.report.ledger import PAPER, ledger
 from running import command, finished, result, run_arguments
 
-DOCS = Path(__file__).parents[2] / "docs"
 PUBLISHED = Path(fmlora_dist.report.__file__).parent / "published.csv"
 
 
@@ -21,12 +20,6 @@ def cells(text: str, section: str, method: str) -> list[str]:
     part = text.partition(f"### {section}\n")[2].partition("\n### ")[0]
     (row,) = re.findall(rf"^\| `{method}` \|(.*)\|$", part, re.MULTILINE)
     return [cell.strip() for cell in row.split("|")]
-
-
-def test_the_page_is_what_the_command_writes() -> None:
-    page = (DOCS / "reproducibility.md").read_text()
-    message = "run: python -m fmlora_dist.report.ledger docs"
-    assert fill_in(page, DOCS / "results") == page, message
 
 
 def test_every_method_has_a_row_for_every_column_of_the_paper_and_without_runs_a_blank_one(tmp_path: Path) -> None:

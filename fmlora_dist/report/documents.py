@@ -1,0 +1,63 @@
+"""The generated parts of README.md and docs/: tables of committed results, and the ledger.
+
+``python -m fmlora_dist.report.documents`` in a checkout writes them anew; a test compares the pages with what it makes.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+from fmlora_dist.record import write_atomically
+from fmlora_dist.report.aggregate import read_runs
+from fmlora_dist.report.contents import make_report
+from fmlora_dist.report.ledger import ledger
+from fmlora_dist.report.markdown import table_to_markdown
+
+__all__ = ["PAGES", "fill_in"]
+
+PAGES = ("README.md", "docs/reproducibility.md")
+RESULTS = Path("docs", "results")
+
+
+def fill_in(page: str, root: Path) -> str:
+    """The page with what belongs between its markers.
+
+    ``<!-- table:NAME -->`` … ``<!-- /table -->`` hold the first table of docs/results/NAME, ``<!-- ledger -->`` …
+    ``<!-- /ledger -->`` the ledger of all below docs/results.
+
+    Args:
+        page: Its text.
+        root: Folder of the checkout.
+
+    Raises:
+        ValueError: a result file cannot be read.
+        UserError: there are no results of that name, or some that cannot be compared.
+    """
+    results = root / RESULTS
+    page = re.sub(
+        r"(<!-- table:(\w+) -->\n).*?(<!-- /table -->)",
+        lambda found: f"{found[1]}{_first_table(results / found[2])}{found[3]}",
+        page,
+        flags=re.DOTALL,
+    )
+    return re.sub(
+        r"(<!-- ledger -->\n).*?(<!-- /ledger -->)",
+        lambda found: f"{found[1]}{ledger(results)}{found[2]}",
+        page,
+        flags=re.DOTALL,
+    )
+
+
+def _first_table(folder: Path) -> str:
+    runs = read_runs([folder])
+    if runs.broken:
+        file, reason = runs.broken[0]
+        raise ValueError(f"{file} {reason}")
+    return table_to_markdown(make_report(runs).tables[0]) + "\n"
+
+
+if __name__ == "__main__":
+    root = Path(*sys.argv[1:])
+    for name in PAGES:
+        with write_atomically(root / name) as path:
+            path.write_text(fill_in((root / name).read_text(encoding="utf-8"), root), encoding="utf-8")
