@@ -308,8 +308,8 @@ def _profile(profile: Sequence[dict[str, Any]]) -> Drawing:
     legend(figure)
     title = "Step time against task, measured alone"
     caption = (
-        "Time of a training step against the task that is learned, as `fmlora profile steps` measured it. Floor: forward "
-        "and backward of the frozen backbone."
+        "Time of a training step against the task that is learned, as `fmlora profile steps` measured it. Floor: "
+        "forward and backward of the frozen backbone."
     )
     return Drawing(name="step-time", title=title, caption=caption, block="", tasks=(), figure=figure)
 
