@@ -83,6 +83,7 @@ _KNOWN = {
     "fmlora": Style(_RED, "o"),
     "frozen": Style(QUIET, "v", _DOTTED),
     "joint": Style(QUIET, "*", _DOTTED),
+    "floor": Style(QUIET, "_", _DOTTED),
 }
 """A method looks the same in every report: low-rank methods have solid lines, prompts dashed ones, bounds grey dots."""
 

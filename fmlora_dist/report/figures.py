@@ -307,7 +307,10 @@ def _profile(profile: Sequence[dict[str, Any]]) -> Drawing:
     axes.set_ylim(bottom=0)
     legend(figure)
     title = "Step time against task, measured alone"
-    caption = "Time of a training step against the task that is learned, as `fmlora profile steps` measured it."
+    caption = (
+        "Time of a training step against the task that is learned, as `fmlora profile steps` measured it. Floor: "
+        "forward and backward of the frozen backbone."
+    )
     return Drawing(name="step-time", title=title, caption=caption, block="", tasks=(), figure=figure)
 
 

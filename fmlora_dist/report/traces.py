@@ -113,6 +113,8 @@ def over_seeds(traces: Iterable[Trace], values: Callable[[Trace], Sequence[float
 def read_profile(file: Path) -> list[dict[str, Any]]:
     """The rows of what ``fmlora profile steps --json FILE`` wrote, each with method, task and seconds_per_step.
 
+    The frozen backbone's step, which it measured beside them, is a method named "floor".
+
     Raises:
         UserError: it cannot be read, or holds no such rows.
     """
@@ -128,7 +130,10 @@ def read_profile(file: Path) -> list[dict[str, Any]]:
             f"profile: {file} has no rows of method, task and seconds_per_step; give a file that "
             "`fmlora profile steps --json` wrote"
         )
-    return rows
+    floor = found.get("floor") or {}
+    least = {"method": "floor", "seconds_per_step": floor.get("seconds_per_step")}
+    tasks = sorted({row["task"] for row in rows})
+    return [*rows, *(row for task in tasks if _is_measured(row := least | {"task": task}))]
 
 
 def _is_measured(row: Any) -> bool:

@@ -280,3 +280,6 @@ def test_a_profile_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
         read_profile(tmp_path / "none.json")
     file.write_text(json.dumps({"rows": PROFILE}))
     assert read_profile(file) == PROFILE
+    file.write_text(json.dumps({"rows": PROFILE, "floor": {"seconds_per_step": 0.01}}))
+    floor = [{"method": "floor", "task": task, "seconds_per_step": 0.01} for task in (1, 5)]
+    assert read_profile(file) == PROFILE + floor
