@@ -78,7 +78,7 @@ def orthogonality(rows: Tensor) -> Tensor:
         paper="Smith et al., CODA-Prompt: COntinual Decomposed Attention-based Prompting for Rehearsal-Free Continual "
         "Learning, CVPR 2023",
         family="prompt",
-        lr=1e-3,
+        lr=4e-3,
         grows=True,
     )
 )

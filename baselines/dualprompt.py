@@ -54,7 +54,7 @@ class DualPromptConfig(MethodConfig):
         summary="general prompts for all tasks, and an expert prompt for each, found by its key",
         paper="Wang et al., DualPrompt: Complementary Prompting for Rehearsal-free Continual Learning, ECCV 2022",
         family="prompt",
-        lr=2e-3,
+        lr=8e-3,
         grows=True,
     )
 )

@@ -116,7 +116,7 @@ class TaskIdentity(nn.Module):
         paper="Wang et al., Hierarchical Decomposition of Prompt-Based Continual Learning: Rethinking Obscured "
         "Sub-optimality, NeurIPS 2023",
         family="prompt",
-        lr=2e-3,
+        lr=8e-3,
         needs_pass=True,
         grows=True,
     )

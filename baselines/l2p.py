@@ -68,7 +68,7 @@ def key_loss(queries: Tensor, keys: Tensor, chosen: Tensor, reduction: str) -> T
         summary="a pool of prompts, of which each image takes the nearest",
         paper="Wang et al., Learning to Prompt for Continual Learning, CVPR 2022",
         family="prompt",
-        lr=2e-3,
+        lr=8e-3,
     )
 )
 class L2P(PromptMethod):

@@ -139,7 +139,7 @@ def test_a_choice_of_prompts_by_the_batch_is_stated_and_keeps_a_run_apart(folder
         == protocol(folder)["shared"]["predictions"]
         == "independent of other test images"
     )
-    assert batchwise["shared"]["predictions"].startswith("dependent on the other images of a test batch")
+    assert batchwise["shared"]["predictions"] == "dependent on other test images (paper_compat)"
     assert batchwise["shared_hash"] != plain["shared_hash"]
 
 

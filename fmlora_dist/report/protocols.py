@@ -62,8 +62,13 @@ def strangers(columns: Mapping[str, Sequence[Run]], free: frozenset[str] = froze
 
 
 def must_share(columns: Mapping[str, Sequence[Run]], free: frozenset[str] = frozenset()) -> None:
-    """Raises ``UserError`` when runs of different shared protocols would stand in one table."""
+    """Raises ``UserError`` when runs of different shared protocols would stand in one table.
+
+    Runs that differ in no more than an option of ``paper_compat`` may stand there: they are marked.
+    """
     for stranger in strangers(columns, free):
+        if set(stranger.differences) == {"predictions"}:
+            continue
         raise UserError(
             f"report: {stranger.reference.folder} and {stranger.run.folder} cannot stand in one table, their shared "
             f"protocols differ: {stranger}; report them apart, or mark the cells by --allow-mixed"
@@ -115,7 +120,8 @@ def written(value: Any) -> str:
 
 
 def _commonest(runs: Sequence[Run]) -> Run:
-    ((digest, _),) = Counter(run.shared_hash for run in runs).most_common(1)
+    strict = [run for run in runs if "paper_compat" not in str(run.shared.get("predictions"))]
+    ((digest, _),) = Counter(run.shared_hash for run in strict or runs).most_common(1)
     return next(run for run in runs if run.shared_hash == digest)
 
 

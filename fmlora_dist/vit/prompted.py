@@ -19,7 +19,7 @@ from fmlora_dist.vit.prefix import Prefix, add_prefix_attention
 
 __all__ = ["BATCHWISE", "PromptMethod", "cosine", "most_frequent"]
 
-BATCHWISE = "dependent on the other images of a test batch (paper_compat: batchwise_prompt)"
+BATCHWISE = "dependent on other test images (paper_compat)"
 
 
 class PromptMethod(Method):

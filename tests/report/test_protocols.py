@@ -83,6 +83,21 @@ def test_allowed_mixed_runs_are_never_averaged_and_their_cells_marked(write_run:
     ]
 
 
+def test_runs_that_choose_prompts_by_the_batch_are_marked_and_not_refused(write_run: Write, tmp_path: Path) -> None:
+    write_run("lora", 0, 70.0, shared={"predictions": "independent of other test images"})
+    for seed in range(2):  # though they are the more common ones
+        write_run("l2p", seed, 90.0, shared={"predictions": "dependent on other test images (paper_compat)"})
+    table = make_report(read_runs([tmp_path])).tables[0]
+    assert [(row.label, row.cells[0].text, row.cells[0].mark) for row in table.rows] == [
+        ("lora", "70.00 (n=1)", ""),
+        ("l2p", "90.00 ± 0.00 (n=2) †", ""),
+    ]
+    (note,) = table.mixed
+    assert note.endswith(
+        "predictions dependent on other test images (paper_compat) instead of independent of other test images"
+    )
+
+
 def test_the_commonest_protocol_is_the_tables(write_run: Write, tmp_path: Path) -> None:
     odd = write_run("finetune", 0, 90.0, shared={"backbone": "huge"})
     for seed in range(2):
