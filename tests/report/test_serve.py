@@ -46,7 +46,11 @@ def test_fmlora_report_serve_follows_the_runs_until_it_is_interrupted(
 ) -> None:
     (tmp_path / "runs").mkdir()
     words = [sys.executable, "-m", "fmlora_dist.cli", "report", str(tmp_path), "--serve", "--port", "0"]
-    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=None) as server:
+
+    def listen_to_ctrl_c() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # shells' background jobs, the tests among them, may ignore it
+
+    with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, preexec_fn=listen_to_ctrl_c) as server:
         try:
             assert server.stdout
             url = next(word for word in server.stdout.readline().split() if word.startswith("http://127.0.0.1:"))
@@ -63,6 +67,7 @@ def test_fmlora_report_serve_follows_the_runs_until_it_is_interrupted(
             write_run("fmlora", 0, 82.5)
             wait_for("82.50")
             assert "82.50" in (tmp_path / "report" / "tables.md").read_text()
-        finally:
             server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=60) == 0
+            assert server.wait(timeout=60) == 0
+        finally:
+            server.kill()
