@@ -125,7 +125,6 @@ def test_augmented_drawings_are_normalised_ink():
 
 
 def test_rasterise_leaves_out_what_is_no_drawing():
-    pytest.importorskip("resvg_py")
     wanted = drawing()
     kept, coverage = rasterise([drawing(body=""), wanted, drawing(body="<path d='M0 0h16v16H0z'/>")], processes=1)
     assert kept == [wanted] and coverage.shape == (1, SIDE, SIDE)
