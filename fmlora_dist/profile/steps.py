@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import statistics
 import time
 from collections.abc import Iterator, Sequence
@@ -12,7 +10,6 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import timm
-import torch
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -22,6 +19,7 @@ from fmlora_dist.distributed import World
 from fmlora_dist.engine import Precision
 from fmlora_dist.errors import UserError
 from fmlora_dist.profile.bounds import Bound, as_json, bound_table
+from fmlora_dist.profile.machine import machine
 from fmlora_dist.profile.random_task import CLASSES
 from fmlora_dist.profile.subjects import Floor, Learner, Setup, Subject, Totals, clock
 from fmlora_dist.registry import get_method, list_methods
@@ -113,14 +111,7 @@ def profile_steps(options: StepsProfile, console: Console) -> dict[str, Any]:
             "clock": "process" if clock(world) is time.process_time else "wall",
             "rounds": {str(task): len(by["floor"]) for task, by in measuring.seconds.items()},
         },
-        "machine": {
-            "device": str(world.device),
-            "cores": os.cpu_count(),
-            "processor": platform.processor() or platform.machine(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "timm": timm.__version__,
-        },
+        "machine": machine(world, "timm"),
         "seconds": round(time.perf_counter() - started, 1),
     }
     _print(figures, bounds, console)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
-import os
-import platform
 import resource
 import statistics
 import sys
@@ -19,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchvision
 from rich.console import Console
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -34,6 +31,7 @@ from benchmarks.tasks import TaskSequence
 from benchmarks.transforms import Normalisation, Transform, Windows, normalise
 from fmlora_dist.distributed import World
 from fmlora_dist.profile.bounds import Bound, as_json, bound_table
+from fmlora_dist.profile.machine import machine
 from fmlora_dist.profile.photographs import CLASSES, HEIGHT, WIDTH, write_photographs
 
 __all__ = ["StreamProfile", "profile_stream"]
@@ -116,14 +114,7 @@ def profile_stream(options: StreamProfile, console: Console) -> dict[str, Any]:
         "hashes": hashes,
         "bytes_of_an_image": float(index.size.mean()),
         "options": asdict(options),
-        "machine": {
-            "device": str(world.device),
-            "cores": os.cpu_count(),
-            "processor": platform.processor() or platform.machine(),
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-        },
+        "machine": machine(world, "torchvision"),
         "seconds": round(time.perf_counter() - started, 1),
     }
     _print(bounds, figures, options, console)
