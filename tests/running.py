@@ -70,7 +70,7 @@ def command(
     words = [str(word) for word in argv]
     started = time.perf_counter()
     limits = (kill_after, kill_at_replace, largest_file)
-    process = _context().Process(target=_child, args=(words, files, limits, folder))
+    process = _context().Process(target=_child, args=(words, files, limits, folder, dict(os.environ)))
     process.start()
     process.join(120)
     if process.is_alive():

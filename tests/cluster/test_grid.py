@@ -181,7 +181,9 @@ def test_in_a_terminal_there_is_a_live_table_and_ctrl_c_stops_the_runs_and_says_
     write_grid(file, tiny_data(), ["lora"])
     command = [sys.executable, "-m", "fmlora_dist.cli", "grid", str(file), "--out", str(out), "--retries", "1"]
     terminal, inner = pty.openpty()
-    take = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    take = "import fcntl, os, signal, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+    take += "signal.signal(signal.SIGINT, signal.SIG_DFL); "  # which shells' background jobs, we among them, may ignore
+    take += "os.execv(sys.argv[1], sys.argv[1:])"
     grid = subprocess.Popen(
         [sys.executable, "-c", take, *command],
         stdin=inner,

@@ -27,6 +27,8 @@ pytestmark = pytest.mark.long
 
 EPOCHS = 60
 """Long enough for some rounds of ten seconds, in which checkpoints are put."""
+LONG = 180
+"""Long enough to be killed in the middle, on a fast machine too."""
 
 
 @pytest.fixture(scope="module")
@@ -58,11 +60,11 @@ def wait_until(condition: Callable[[], object], seconds: float) -> bool:
     return False
 
 
-def write_grid(file: Path) -> None:
+def write_grid(file: Path, epochs: int = EPOCHS) -> None:
     options = dict(zip(BACKBONE[::2], BACKBONE[1::2], strict=True))
     backbone: dict[str, Any] = {name.removeprefix("--backbone."): value for name, value in options.items()}
     backbone["options"] = json.loads(backbone["options"])
-    settings = {"data_root": str(tiny_data()), "epochs": EPOCHS, "batch_size": 8, "threads": 1, "backbone": backbone}
+    settings = {"data_root": str(tiny_data()), "epochs": epochs, "batch_size": 8, "threads": 1, "backbone": backbone}
     axis = {"benchmark": "icons", "tasks": [3]}
     frozen = {"name": "frozen", "resources": {"processes": min(2, len(os.sched_getaffinity(0)))}}
     values = {"benchmarks": [axis], "methods": ["lora", frozen], "seeds": [0], "settings": settings}
@@ -77,7 +79,7 @@ def grid(file: Path, out: str, scratch: Path, environment: dict[str, str]) -> "s
 
 def test_a_killed_grid_goes_on_from_its_bucket_with_nothing_else_left(s3: dict[str, str], tmp_path: Path) -> None:
     file, out = tmp_path / "paper.yaml", "s3://bucket/paper"
-    write_grid(file)
+    write_grid(file, LONG)
     lora, frozen = (run.name for run in plan_runs(load_grid(str(file)), tmp_path))
 
     def trained() -> bool:
@@ -107,7 +109,7 @@ def test_a_killed_grid_goes_on_from_its_bucket_with_nothing_else_left(s3: dict[s
     starts = [event for event in events(there / "runs" / lora) if event["event"] == "start"]
     assert len(starts) == 2 and starts[0]["resumed_at"] == {"task": 1, "epoch": 0}
     assert starts[1]["resumed_at"] not in ({"task": 1, "epoch": 0}, {"task": 4, "epoch": 0})
-    done = command(run_arguments(tmp_path / "local", method="lora", epochs=EPOCHS))
+    done = command(run_arguments(tmp_path / "local", method="lora", epochs=LONG))
     assert done.code == 0, done.err
     assert_same_run(there / "runs" / lora, tmp_path / "local")
     assert result(there / "runs" / frozen)["status"] == "complete"
