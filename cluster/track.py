@@ -5,6 +5,7 @@ driver's machine needs a tracker's library and account.
 """
 
 import importlib
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -41,7 +42,7 @@ def figures(event: dict[str, Any]) -> tuple[str, int, dict[str, float]] | None:
     return None
 
 
-class _PerRun:
+class _PerRun(ABC):
     """Common to all: something is opened for each run at its first figures, and closed with the grid.
 
     A tracker that fails must not stop the grid: it is told nothing more, and ``warn`` says why, once.
@@ -79,14 +80,14 @@ class _PerRun:
             self._broken = True
             self._warn(f"{type(self).__name__} is told nothing more: {' '.join(str(error).split())[:200]}")
 
-    def begin(self, run: RunState) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def begin(self, run: RunState) -> Any: ...
 
-    def write(self, opened: Any, counted: str, step: int, values: dict[str, float], time: float) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def write(self, opened: Any, counted: str, step: int, values: dict[str, float], time: float) -> None: ...
 
-    def end(self, opened: Any) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def end(self, opened: Any) -> None: ...
 
 
 class TensorBoard(_PerRun):

@@ -201,6 +201,18 @@ class Sequences:
 
     # -- what holds for every method ------------------------------------------------------------------------------
 
+    def check_logits_stay_in_fp32(self, name: str, **config: Any) -> None:
+        """Logits of a bf16 backbone keep their places: bf16 has but 256 numbers between two powers of two."""
+        method = self.make(name, **config)
+        self.learn(method, 1)
+        exact = self.logits(method)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = self.logits(method)
+        assert rounded.dtype == torch.float32
+        assert len(rounded.unique()) == rounded.numel()
+        torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.1)
+        assert not torch.equal(rounded, exact)
+
     def check_resume(self, name: str, **config: Any) -> None:
         """A fresh instance with the stored tensors is the same method: after task 2, in task 3, and at task 3's end."""
         method = self.make(name, **config)
