@@ -1,6 +1,7 @@
 """A benchmark small enough to check pixel by pixel."""
 
 import io
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,12 +10,20 @@ import pytest
 import torch
 from PIL import Image
 
+import layouts
 from benchmarks.index import Index
+from benchmarks.listing import Listing
+from benchmarks.preparation.sources import open_source
+from benchmarks.preparation.splits import Split
 from benchmarks.samples import Samples
 from benchmarks.shards import Sample, write_shards
 from benchmarks.store import Store
+from fmlora_dist.errors import UserError
+from layouts import Files
+from preparing import CLASSES, picture
 
 SIZE = 16
+OFFICIAL = Split()
 
 
 @dataclass(frozen=True)
@@ -68,3 +77,42 @@ def encode():
 def one_thread():
     """The suite shares its cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """24 images of three classes, in root/train/class and root/test/class; and a file that is none."""
+    root = tmp_path / "photos"
+    for split, copies in (("train", 6), ("test", 2)):
+        for label, name in enumerate(CLASSES):
+            folder = root / split / name
+            folder.mkdir(parents=True)
+            for copy in range(copies):
+                suffix, form = ((".jpg", "JPEG"), (".PNG", "PNG"), (".webp", "WEBP"), (".JPeG", "JPEG"))[copy % 4]
+                (folder / f"img {copy}{suffix}").write_bytes(picture(100 * label + 10 * copy + len(split), form))
+    (root / "train" / "ant" / "notes.txt").write_text("not an image")
+    return root
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[..., Listing]:
+    """Write files as a folder, and read them with the reader of a data set."""
+
+    def read(module, files: Files, split: Split = OFFICIAL) -> Listing:
+        folder = layouts.as_folder(tmp_path / "source", files)
+        return module.read(open_source(folder), split)
+
+    return read
+
+
+@pytest.fixture
+def refused(read) -> Callable[..., str]:
+    """The one line with which a reader refuses files."""
+
+    def refused(module, files: Files, split: Split = OFFICIAL) -> str:
+        with pytest.raises(UserError) as error:
+            read(module, files, split)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    return refused

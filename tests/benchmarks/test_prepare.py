@@ -1,8 +1,6 @@
 """`fmlora prepare`: the same bytes whatever happens on the way, and nothing that a user must find out by himself."""
 
-import dataclasses
 import io
-import json
 import os
 import re
 import shutil
@@ -12,8 +10,6 @@ import sys
 import tarfile
 import time
 import zipfile
-import zlib
-from collections import Counter
 from pathlib import Path
 
 import fsspec
@@ -24,64 +20,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from benchmarks.image_folder import safe_key
-from benchmarks.index import TEST, TRAIN, Index
-from benchmarks.listing import Counts, Item, Listing
-from benchmarks.preparation.counts import differences
-from benchmarks.preparation.images import BrokenImage, check_image, encode_pixels, shrink
-from benchmarks.preparation.places import Place
-from benchmarks.preparation.plan import Options, make_plan
+from benchmarks.index import Index
+from benchmarks.preparation.images import check_image, encode_pixels, shrink
 from benchmarks.preparation.records import Records
-from benchmarks.preparation.sources import Source
-from fmlora_dist.errors import InUseError, UserError
-from running import REPOSITORY, Done, command, command_here
-
-CLASSES = ("ant", "bee é", "Cat.1")
-SMALL = ["--workers", "1", "--shard-size", "6KiB"]  # about three images a shard
-
-
-def picture(seed: int, form: str = "JPEG", size: tuple[int, int] = (40, 30)) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (size[1] // 5, size[0] // 5, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(buffer, form)
-    return buffer.getvalue()
-
-
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """24 images of three classes, in root/train/class and root/test/class; and a file that is none."""
-    root = tmp_path / "photos"
-    for split, copies in (("train", 6), ("test", 2)):
-        for label, name in enumerate(CLASSES):
-            folder = root / split / name
-            folder.mkdir(parents=True)
-            for copy in range(copies):
-                suffix, form = ((".jpg", "JPEG"), (".PNG", "PNG"), (".webp", "WEBP"), (".JPeG", "JPEG"))[copy % 4]
-                (folder / f"img {copy}{suffix}").write_bytes(picture(100 * label + 10 * copy + len(split), form))
-    (root / "train" / "ant" / "notes.txt").write_text("not an image")
-    return root
-
-
-def prepare(source: Path, out: object, *words: object, data_set: str = "folder") -> Done:
-    return command_here(["prepare", data_set, "--source", source, "--out", out, *(words or SMALL)])
-
-
-def content(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
-
-
-def manifest(folder: Path) -> dict:
-    return json.loads((folder / "manifest.json").read_text())
-
-
-def images(folder: Path) -> dict[str, bytes]:
-    """The encoded images by key, read as the index says."""
-    index = Index.load(folder)
-    found = {}
-    for row, key in enumerate(index.keys):
-        shard = (folder / index.shards[index.shard[row]].name).read_bytes()
-        found[key] = shard[index.offset[row] : index.offset[row] + index.size[row]]
-    return found
-
+from fmlora_dist.errors import InUseError
+from preparing import CLASSES, SMALL, content, images, manifest, picture, prepare
+from running import REPOSITORY, command, command_here
 
 # -- what is stored -----------------------------------------------------------------------------------------------
 
@@ -356,172 +300,3 @@ def test_shards_are_written_to_any_fsspec_url(protocol: str, photos: Path, tmp_p
     assert "complete already" in prepare(photos, url).out
     verified = command_here(["verify", url])
     assert verified.code == 0, verified.err
-
-
-# -- broken images ------------------------------------------------------------------------------------------------
-
-BROKEN = {
-    "cut.jpg": picture(0, size=(300, 300))[:-200],
-    "empty.png": b"",
-    "text.jpg": b"no image",
-    "gif.jpg": picture(0, "GIF"),
-    "half.png": picture(0, "PNG")[:-80],
-}
-
-
-@pytest.mark.parametrize("name", BROKEN)
-def test_a_broken_image_stops_it_and_is_named(name: str, photos: Path, tmp_path: Path) -> None:
-    (photos / "test" / "ant" / name).write_bytes(BROKEN[name])
-    done = prepare(photos, tmp_path / "out")
-    assert done.code == 2
-    assert f"photos/test/ant/{name}: found " in done.err
-    assert "--on-error skip" in done.err
-    assert done.err.count("\n") == 1
-    assert not (tmp_path / "out" / "index.json").exists()
-
-
-def test_broken_images_are_skipped_where_the_user_says_so_and_listed(photos: Path, tmp_path: Path) -> None:
-    whole = Counter(path.parent.name for path in photos.glob("train/*/*") if path.suffix != ".txt")
-    for name, data in BROKEN.items():
-        (photos / "train" / "ant" / name).write_bytes(data)
-    out = tmp_path / "out"
-    assert prepare(photos, out).code == 2
-    finished = {path.name: path.stat().st_ino for path in out.glob("*.tar")}
-    done = prepare(photos, out, *SMALL, "--on-error", "skip")
-    assert done.code == 0, done.err
-    assert "skipped 5 broken images" in done.out
-    assert sorted(one["file"] for one in manifest(out)["skipped"]) == sorted(f"train/ant/{name}" for name in BROKEN)
-    assert {name: counts["train"] for name, counts in manifest(out)["counts"]["classes"].items()} == whole
-    assert Index.load(out).split_rule == "folders, 5 skipped"
-    assert {name: (out / name).stat().st_ino for name in finished} == finished
-    assert command_here(["verify", out]).code == 0
-
-
-@pytest.mark.parametrize("side", [12_000, 60_000])
-def test_images_of_more_pixels_than_memory_should_hold_are_broken(side: int) -> None:
-    large = bytearray(picture(0, "PNG"))
-    large[16:24] = side.to_bytes(4, "big") * 2
-    large[29:33] = zlib.crc32(large[12:29]).to_bytes(4, "big")
-    with pytest.raises(BrokenImage, match="more pixels than 134217728"):
-        check_image(bytes(large))
-
-
-# -- counts, splits, the data set `folder` --------------------------------------------------------------------------
-
-
-def listing(published: Counts) -> Listing:
-    items = [Item(key=f"{n}", label=n % 3, domain=n % 2, split=n // 9, file=f"{n}") for n in range(12)]
-    return Listing(items=tuple(items), classes=("a", "b", "c"), domains=("x", "y"), published=published)
-
-
-def test_counts_that_differ_from_published_ones_are_told_with_both() -> None:
-    fine = Counts(classes=3, train=9, test=3, images=12, train_per_class=3, test_per_class=1, train_per_domain={"x": 5})
-    assert differences(listing(fine)) == []
-    found = differences(
-        listing(dataclasses.replace(fine, classes=4, test=2, test_per_class=2, test_per_domain={"z": 1}))
-    )
-    assert found[:2] == ["classes: found 3, published 4", "test images: found 3, published 2"]
-    assert "test images of class 'b': found 1, published 2" in found
-    assert "test images of domain 'z': found 0, published 1" in found
-
-
-def test_a_part_of_a_data_set_is_refused_unless_the_user_says_that_it_is_one(tmp_path: Path) -> None:
-    for n in range(2):
-        folder = tmp_path / "imagenet-a" / f"n0000000{n}"
-        folder.mkdir(parents=True)
-        for copy in range(5):
-            (folder / f"{copy}.jpg").write_bytes(picture(copy))
-    words = ["--split", "random", "--split-seed", "3", *SMALL]
-    done = prepare(tmp_path / "imagenet-a", tmp_path / "out", *words, data_set="imagenet_a")
-    assert done.code == 2
-    assert "classes: found 2, published 200; images: found 10, published 7500" in done.err
-    assert not (tmp_path / "out").exists()
-    done = prepare(tmp_path / "imagenet-a", tmp_path / "out", *words, "--allow-partial", data_set="imagenet_a")
-    assert done.code == 0, done.err
-    assert "not comparable with published ones" in done.out
-    assert Index.load(tmp_path / "out").split_rule == "random:3, partial"
-
-
-def test_the_user_must_choose_a_split_where_the_data_set_has_none(photos: Path, tmp_path: Path) -> None:
-    done = prepare(photos, tmp_path / "out", data_set="imagenet_r")
-    assert done.code == 2
-    assert "--split coda:FILE, --split random, --split folders" in done.err
-
-
-def test_a_benchmark_without_published_files_cannot_be_prepared(photos: Path, tmp_path: Path) -> None:
-    done = prepare(photos, tmp_path / "out", data_set="icons_mini")
-    assert done.code == 2
-    assert "icons_mini" in done.err
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_a_class_in_one_split_only_is_named(split: str, photos: Path, tmp_path: Path) -> None:
-    shutil.rmtree(photos / split / "bee é")
-    done = prepare(photos, tmp_path / "out")
-    assert f"found no image in {split}/bee é/" in done.err
-    (photos / split / "bee é").mkdir()
-    (photos / split / "bee é" / "notes.txt").write_text("no image")
-    assert f"found no image in {split}/bee é/" in prepare(photos, tmp_path / "out").err
-
-
-def test_a_folder_without_train_and_test_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    assert "expected .jpg, .jpeg, .png, .webp files" in prepare(tmp_path / "empty", tmp_path / "out").err
-
-
-@given(st.lists(st.text(min_size=1, max_size=200), min_size=1, unique=True))
-def test_keys_of_any_names_are_valid_and_unique(names: list[str]) -> None:
-    keys = {safe_key(name.encode(errors="replace").decode() + f"{n}.jpg") for n, name in enumerate(names)}
-    assert len(keys) == len(names)
-    assert all(re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_-]{0,89}", key) for key in keys)
-
-
-# -- the plan -----------------------------------------------------------------------------------------------------
-
-
-@given(
-    sizes=st.lists(st.integers(0, 5000), min_size=1, max_size=60),
-    splits=st.lists(st.sampled_from((TRAIN, TEST)), min_size=60, max_size=60),
-    limit=st.integers(1, 20_000),
-    kind=st.sampled_from(("file", "stream")),
-)
-def test_a_plan_has_every_image_once_and_one_split_a_shard(
-    sizes: list[int], splits: list[int], limit: int, kind: str
-) -> None:
-    order = list(range(len(sizes)))[::-1]  # of the archive
-    source = Source("x", {f"{n}.jpg": Place(path="x", size=sizes[n], kind=kind, offset=n) for n in order})
-    items = tuple(
-        Item(key=f"k{n}", label=0, split=split, file=f"{n}.jpg")
-        for n, split in zip(range(len(sizes)), splits, strict=False)
-    )
-    plan = make_plan("x", Listing(items=items, classes=("a",)), source, Options(shard_size=limit))
-    rows = [row for shard in plan.shards for row in shard.items]
-    assert sorted(rows) == list(range(len(items)))
-    for shard in plan.shards:
-        assert {items[row].split for row in shard.items} == {("train", "test").index(shard.name[:-9])}
-        assert len(shard.items) == 1 or sum(sizes[row] for row in shard.items) <= limit
-        ascending = list(shard.items) == sorted(shard.items)
-        assert ascending == (kind == "file" or len(shard.items) == 1)
-    assert plan == make_plan("x", Listing(items=items, classes=("a",)), source, Options(shard_size=limit))
-    assert plan.digest != make_plan("y", Listing(items=items, classes=("a",)), source, Options(shard_size=limit)).digest
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"key": "a.b"},
-        {"key": "x" * 91},
-        {"key": "k0"},
-        {"label": 1},
-        {"domain": -1},
-        {"split": 2},
-        {"file": ""},
-        {"file": "nowhere.jpg"},
-        {"pixels": np.zeros((2, 2), np.uint8)},
-    ],
-)
-def test_what_a_reader_must_keep_is_checked_before_anything_is_written(wrong: dict[str, object]) -> None:
-    source = Source("x", {"0.jpg": Place(path="x", size=1), "1.jpg": Place(path="x", size=1)})
-    items = [Item(key="k0", label=0, file="0.jpg"), dataclasses.replace(Item(key="k1", label=0, file="1.jpg"), **wrong)]
-    with pytest.raises(UserError):
-        make_plan("x", Listing(items=tuple(items), classes=("a",)), source, Options())

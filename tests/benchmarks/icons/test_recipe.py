@@ -8,12 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.icons import pretrain as pretraining
 from benchmarks.icons.build import encode
-from benchmarks.icons.catalogue import EVERYDAY, Drawing, concept_of, house_of, read_package
+from benchmarks.icons.catalogue import EVERYDAY, Drawing, Package, concept_of, house_of, read_package
 from benchmarks.icons.coverage import SIDE, first_of_each, rasterise
-from benchmarks.icons.pretrain import augment
+from benchmarks.icons.pretrain import Data, Recipe, augment, pretrain, pretraining_data
 from benchmarks.icons.renditions import RENDITIONS, render
 from benchmarks.icons.selection import Rules, split_houses, spread
+from benchmarks.shards import Sample, write_shards
 from fmlora_dist.errors import UserError
 
 
@@ -129,3 +131,61 @@ def test_rasterise_leaves_out_what_is_no_drawing():
     kept, coverage = rasterise([drawing(body=""), wanted, drawing(body="<path d='M0 0h16v16H0z'/>")], processes=1)
     assert kept == [wanted] and coverage.shape == (1, SIDE, SIDE)
     assert coverage[0, : SIDE // 2].min() == 255 and coverage[0, SIDE // 2 + 1 :].max() == 0
+
+
+def test_pretraining_sees_no_drawing_that_names_a_class_and_no_test_side_family(tmp_path):
+    benchmark = tmp_path / "icons"
+    benchmark.mkdir()
+    image = encode(np.full((48, 48, 3), 255, np.uint8))
+    samples = [Sample(key=f"k{label}", image=image, label=label, domain=0, split=0) for label in range(2)]
+    write_shards(benchmark, "icons", samples, ["coffee", "train"], ["ink"], 48)
+    (benchmark / "recipe.json").write_text(json.dumps({"test_houses": ["tabler"]}))
+    names = {
+        "fast": ["fine"],
+        "fast-horse": ["good", "tabler"],
+        "fast-train-off": ["good"],
+        "locomotive": ["good"],
+        "cup-fast": ["good"],
+        "horse": ["good", "fine"],
+        "rare": ["good"],
+    }
+    concepts = {
+        name: [drawing(name, family, f"<path d='M{n} {m}h9v8H0z'/>") for m, family in enumerate(families)]
+        for n, (name, families) in enumerate(names.items())
+    }
+    package = Package(version="1", families={}, concepts=concepts)
+    data = pretraining_data(package, benchmark, Recipe(least_families=1, least_drawings=2))
+    assert data.words == ["fast", "horse"]
+    assert sorted(data.train_words.tolist()) == [[0, -1], [0, 1], [1, -1], [1, -1]]
+    assert data.test_words.tolist() == [[0, 1]] and len(data.test) == 1
+
+
+def test_a_pretraining_goes_on_from_its_last_epoch_as_if_it_had_not_stopped(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (8, 48, 48), generator=draw).to(torch.uint8)
+    words = torch.tensor([[0, 1], [1, -1], [2, -1], [0, 2]] * 2)
+    data = Data(train=images, train_words=words, test=images, test_words=words, words=["a", "b", "c"])
+    recipe = Recipe(epochs=2, batch_size=4, warmup_steps=1, threads=1)
+    whole, outcome = pretrain(data, recipe)
+    assert 0 <= outcome["accuracy"] <= 100
+
+    class Stop(Exception):
+        pass
+
+    def stop(scratch, parts, generator, epoch, seconds):
+        kept(scratch, parts, generator, epoch, seconds)
+        raise Stop
+
+    kept = pretraining._keep
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pretraining, "_keep", stop)
+        with pytest.raises(Stop):
+            pretrain(data, recipe, tmp_path)
+    resumed, _ = pretrain(data, recipe, tmp_path)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
+def test_the_words_of_a_drawing_have_equal_shares():
+    shares = pretraining._targets(torch.tensor([[0, 2], [1, -1]]), 3)
+    assert shares.tolist() == [[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]]
