@@ -168,7 +168,7 @@ class InfLora(LowRankMethod):
     def diagnostics(self) -> dict[str, float | int]:
         """The smallest rank of the newest branches, and the smallest number of dimensions still free, over blocks."""
         free = min(space.memory.n_free for space in self._spaces())
-        return {"rank": int(self.ranks.min()), "free_dimensions": free}
+        return super().diagnostics() | {"rank": int(self.ranks.min()), "free_dimensions": free}
 
     def _spaces(self) -> list[BlockSpace]:
         return [space for space in self.spaces if isinstance(space, BlockSpace)]

@@ -82,4 +82,4 @@ class SdLoraKd(SdLora):
         """How many directions have been absorbed so far, over all blocks and projections."""
         assert self.task is not None
         kept = sum(1 + int(adapter.direction[-1]) for adapter in self.each())
-        return {"absorbed": self.task.number * len(self.adapters) - kept}
+        return super().diagnostics() | {"absorbed": self.task.number * len(self.adapters) - kept}

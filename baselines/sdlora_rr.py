@@ -36,4 +36,4 @@ class SdLoraRr(SdLora):
     def diagnostics(self) -> dict[str, float | int]:
         """The rank of the newest direction."""
         assert self.task is not None
-        return {"rank": self.rank(self.task)}
+        return super().diagnostics() | {"rank": self.rank(self.task)}

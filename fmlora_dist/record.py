@@ -293,6 +293,7 @@ def build_result(
         "ranks": [figures["rank"] for figures in chosen if "rank" in figures],
         "complexity": [figures["complexity"] for figures in chosen if "complexity" in figures],
         "drift": position.drift,
+        "weight_change": [figures["weight_change"] for figures in chosen if "weight_change" in figures],
         "steps": position.steps,
         "train_seconds": [round(value, 3) for value in position.train_seconds],
         "peak_memory_bytes": position.peak_memory,

@@ -140,7 +140,7 @@ class FMLoRA(LowRankMethod):
 
     def diagnostics(self) -> dict[str, float | int]:
         """The task's rank, and its relative complexity H where DRS measured one (0 in task 1)."""
-        figures: dict[str, float | int] = {"rank": int(self.rank)}
+        figures = super().diagnostics() | {"rank": int(self.rank)}
         return figures | ({"complexity": self.complexity.item()} if self.config.drs else {})
 
     # -- DRS --------------------------------------------------------------------------------------------------------

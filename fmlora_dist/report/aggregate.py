@@ -3,7 +3,7 @@
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import fsum, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -130,14 +130,14 @@ def read_result(file: Path, known: dict[tuple[str, str], dict[str, Any]] | None 
             column=Column(result["benchmark"], str(result.get("scenario", "cil")), result["n_tasks"]),
             method=result["method"],
             seed=(result["seed"], _figures({"order_seed": result.get("order_seed")})["order_seed"]),
-            metrics=_figures(result["metrics"]),
+            metrics=_figures(result["metrics"] | _learning(result)),
             cost=_figures(_cost(result)),
             shared=_part(protocol, "shared", known),
             shared_hash=str(protocol.get("shared_hash", result.get("protocol_hash", ""))),
             recipe=_part(protocol, "recipe", known),
             recipe_hash=str(protocol.get("recipe_hash", "")),
         )
-    except (TypeError, AttributeError, KeyError, ValueError, ArithmeticError) as error:
+    except (TypeError, AttributeError, LookupError, ValueError, ArithmeticError) as error:
         raise ValueError(f"is not as a run writes it: {error}") from error
 
 
@@ -166,6 +166,22 @@ def _part(protocol: dict[str, Any], name: str, known: dict[tuple[str, str], dict
         flat.pop("method.name", None)  # it stands in the result itself
         known[name, digest] = flat
     return known[name, digest]
+
+
+def _learning(result: dict[str, Any]) -> dict[str, float | None]:
+    """How much was learned and how much moved, beside what is left; None where the result does not say it.
+
+    - ``learning``: accuracy in % on a task's test data just after the task, mean over tasks.
+    - ``drift``: 1 - mean cosine of task 1's test features to what they were after task 1, after the last task.
+    - ``weight_change``: norm of what all tasks added to the adapted weights, over the weights' own.
+    """
+    rows = result.get("accuracy_matrix") or []
+    whole = bool(rows) and len(rows) == result["n_tasks"]  # joint training has one row
+    return {
+        "learning": fsum(row[-1] for row in rows) / len(rows) if whole else None,
+        "drift": (result.get("drift") or [None])[-1] if whole else None,
+        "weight_change": (result.get("weight_change") or [None])[-1],
+    }
 
 
 def _cost(result: dict[str, Any]) -> dict[str, float | None]:

@@ -55,7 +55,7 @@ def compare_runs(one: Path, other: Path) -> list[Differing]:
     return parts
 
 
-_TASKS = ("test_sizes", "ranks", "complexity", "drift", "steps")
+_TASKS = ("test_sizes", "ranks", "complexity", "drift", "weight_change", "steps")
 _WORK = ("world_size", "global_batch_size", "threads", "peak_memory_bytes", "git")
 
 

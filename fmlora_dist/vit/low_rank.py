@@ -220,6 +220,13 @@ class LowRankMethod(Method):
         for layer in self.layers:
             layer.merge()
 
+    def diagnostics(self) -> dict[str, float | int]:
+        """``weight_change``: ‖W_t − W₀‖_F / ‖W₀‖_F of all blocks' qkv weights together, everything merged."""
+        with self.merged():
+            pairs = [torch.stack([(one.effective - one.weight).norm(), one.weight.norm()]) for one in self.layers]
+        moved, size = torch.stack(pairs).detach().norm(dim=0).tolist()
+        return {"weight_change": moved / size}
+
     def plain_weights(self) -> dict[str, Tensor]:
         with self.merged():
             merged = {f"blocks.{number}.attn.qkv.weight": layer.effective for number, layer in enumerate(self.layers)}

@@ -39,6 +39,17 @@ def test_one_seed_has_no_std_and_an_undefined_metric_no_figure(write_run: Write,
     assert spread([], "acc") is None
 
 
+def test_what_was_learned_and_moved_is_read_and_joint_training_has_neither(write_run: Write, tmp_path: Path) -> None:
+    matrix = [[90.0], [50.0, 80.0], [40.0, 60.0, 70.0]]
+    traces = {"n_tasks": 3, "drift": [0.0, 0.125, 0.25], "weight_change": [0.5, 0.75, 0.625]}
+    write_run("lora", 0, 56.67, accuracy_matrix=matrix, **traces)
+    write_run("joint", 0, 80.0, None, accuracy_matrix=matrix[-1:], n_tasks=3, drift=[0.0])
+    lora, joint = sorted(read_runs([tmp_path]).runs, key=lambda run: run.method, reverse=True)
+    names = ("learning", "drift", "weight_change")
+    assert [lora.figure(name) for name in names] == [80.0, 0.25, 0.625]
+    assert [joint.figure(name) for name in names] == [None, None, None]
+
+
 def test_a_seed_that_was_run_twice_counts_once(write_run: Write, tmp_path: Path) -> None:
     for seed, acc in ((0, 70.0), (0, 72.0), (1, 75.0)):
         write_run("lora", seed, acc)

@@ -212,3 +212,16 @@ def test_backbone_without_a_qkv_layer_is_refused() -> None:
     attention.qkv = nn.Identity()
     with pytest.raises(UserError, match=r"block 1 has no linear layer attn\.qkv"):
         Everywhere(MethodConfig(), model, lr=1e-3, projections=("q",), make=Adapter)
+
+
+def test_the_weight_change_is_that_of_past_and_branches_over_the_weights_own() -> None:
+    method = Everywhere(
+        MethodConfig(), tiny(), lr=0.1, projections=("q", "v"), make=lambda d_in, d_out: Fixed(d_in, d_out, 3, 1)
+    )
+    moved = size = 0.0
+    for layer in method.layers:
+        size += (layer.weight.double().numpy() ** 2).sum()
+        for _, adapter in layer._adapters:
+            up, down, past = (x.detach().double().numpy() for x in (adapter.up, adapter.down, adapter.frozen))
+            moved += ((up @ down + past) ** 2).sum()
+    assert moved > 0 and method.diagnostics()["weight_change"] == pytest.approx((moved / size) ** 0.5, rel=1e-5)
