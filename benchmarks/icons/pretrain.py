@@ -1,9 +1,10 @@
 """Pretrain the embedded backbone: `python -m benchmarks.icons.pretrain --package … --out …/backbone.safetensors`.
 
-A small hybrid ViT that timm builds by itself learns the words in the names of clean ink drawings (`fast-train` is
-`fast` and `train`), from the benchmark's training-side families only, and of no drawing whose name holds one of the
-benchmark's concepts. So it has seen neither a class, nor a test-side family, nor a rendition other than ink of what
-the continual learners are asked.
+A small hybrid ViT that timm builds by itself learns from clean ink drawings of the benchmark's training-side families,
+none of a concept that is in the benchmark. So it has seen neither a class, nor a test-side family, nor a rendition
+other than ink of what the continual learners are asked. Two stages: first the concepts that many families draw, then
+the words in the names of all drawings (`fast-boat` is `fast` and `boat`), of which there are three times as many. From
+random weights the words alone got nowhere: after two epochs the loss had hardly left that of guessing by frequency.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import timm
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -29,7 +31,17 @@ from benchmarks.icons.coverage import rasterise
 from benchmarks.icons.probe import probe
 from benchmarks.index import Index
 
-__all__ = ["ARCHITECTURE", "NORMALISATION", "Data", "Recipe", "augment", "main", "pretrain", "pretraining_data"]
+__all__ = [
+    "ARCHITECTURE",
+    "NORMALISATION",
+    "STAGES",
+    "Data",
+    "Recipe",
+    "augment",
+    "main",
+    "pretrain",
+    "pretraining_data",
+]
 
 ARCHITECTURE: dict[str, Any] = {
     "model_name": "vit_tiny_r_s16_p8_224",
@@ -40,90 +52,100 @@ NORMALISATION = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How the backbone is trained: AdamW, linear warm-up, cosine to zero, cross-entropy with label smoothing.
+    """How a stage trains: AdamW, linear warm-up, cosine to zero, cross-entropy with label smoothing.
 
-    The target of a drawing is the same share for each of its words.
+    The target of a drawing is the same share for each of its labels.
     """
 
+    labels: Literal["names", "words"]
+    """`names`: each drawing's whole name, of drawings whose name is no class; `words`: the words of names that hold no
+    class, nor another name of one."""
+    epochs: int
+    batch_size: int
+    learning_rate: float
+    patch_drop: float
+    """Share of an image's patches that a training step leaves out: so it is cheaper, and no patch decides alone."""
     seed: int = 2026
-    epochs: int = 6
-    whole_epochs: int = 1
-    """The last so many see every patch; those before drop `patch_drop` of an image's patches, and cost 0.66 of it."""
-    patch_drop: float = 0.5
-    batch_size: int = 64
-    learning_rate: float = 1e-3
     weight_decay: float = 0.05
-    warmup_steps: int = 500
+    warmup_steps: int = 300
     label_smoothing: float = 0.1
     least_families: int = 8
-    """Fewest families that have a word in their names."""
+    """Fewest families that use a label."""
     least_drawings: int = 18
-    """Fewest drawings that have a word in their names."""
+    """Fewest drawings that have a label."""
     most_test: int = 5000
     """Most drawings of test-side families."""
     threads: int = 2
 
 
+STAGES = (
+    Recipe(labels="names", epochs=8, batch_size=128, learning_rate=1e-3, patch_drop=0.0),
+    Recipe(labels="words", epochs=4, batch_size=64, learning_rate=5e-4, patch_drop=0.25),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    """Ink drawings as coverage, (n, S, S) uint8 with 255 for ink, and their words; `test` are test-side families."""
+    """Ink drawings as coverage, (n, S, S) uint8 with 255 for ink, and their labels; `test` are test-side families."""
 
     train: Tensor
-    train_words: Tensor
-    """(n, W) int64: numbers into `words`, then -1."""
+    train_labels: Tensor
+    """(n, W) int64: numbers into `labels`, then -1."""
     test: Tensor
-    test_words: Tensor
-    words: list[str]
+    test_labels: Tensor
+    labels: list[str]
 
 
 def pretraining_data(package: Package, benchmark: Path, recipe: Recipe) -> Data:
-    """Render the drawings that name no concept of the benchmark, each SVG body once."""
+    """Render the drawings that are no concept of the benchmark, each SVG body once."""
     test_houses = set(json.loads((benchmark / "recipe.json").read_text(encoding="utf-8"))["test_houses"])
-    forbidden = {name for concept in Index.load(benchmark).classes for name in (concept, *EVERYDAY.get(concept, ()))}
+    classes = Index.load(benchmark).classes
     sides: dict[bool, list[Drawing]] = {False: [], True: []}
     bodies = set()
     for concept, drawings in package.concepts.items():
-        if not forbidden.isdisjoint(_phrases(concept)):
+        if _shows_a_class(concept, classes, recipe):
             continue
         for drawing in drawings:
             if drawing.svg not in bodies:
                 bodies.add(drawing.svg)
                 sides[drawing.house in test_houses].append(drawing)
-    words = _vocabulary(sides[False], recipe)
-    number = {word: position for position, word in enumerate(words)}
+    labels = _vocabulary(sides[False], recipe)
+    number = {label: position for position, label in enumerate(labels)}
     tensors = []
     for side in (False, True):
-        known = [drawing for drawing in sides[side] if not number.keys().isdisjoint(_words(drawing))]
+        known = [drawing for drawing in sides[side] if not number.keys().isdisjoint(_labels(drawing, recipe))]
         if side:
             known = sorted(known, key=lambda drawing: drawing.hash("pretrain"))[: recipe.most_test]
         known, coverage = rasterise(known)
         size = coverage.shape[1] // 2
         small = np.rint(coverage.reshape(-1, size, 2, size, 2).mean(axis=(2, 4), dtype=np.float32)).astype(np.uint8)
-        names = [torch.tensor(sorted(number[word] for word in _words(one) if word in number)) for one in known]
-        tensors += [torch.from_numpy(small), nn.utils.rnn.pad_sequence(names, batch_first=True, padding_value=-1)]
-    train, train_words, test, test_words = tensors
-    return Data(train=train, train_words=train_words, test=test, test_words=test_words, words=words)
+        mine = [torch.tensor(sorted(number[name] for name in _labels(one, recipe) if name in number)) for one in known]
+        tensors += [torch.from_numpy(small), nn.utils.rnn.pad_sequence(mine, batch_first=True, padding_value=-1)]
+    train, train_labels, test, test_labels = tensors
+    return Data(train=train, train_labels=train_labels, test=test, test_labels=test_labels, labels=labels)
 
 
-def _words(drawing: Drawing) -> set[str]:
-    return set(drawing.concept.split("-"))
-
-
-def _phrases(concept: str) -> set[str]:
-    """`a-b-c` → a, b, c, a-b, b-c, a-b-c."""
+def _shows_a_class(concept: str, classes: Sequence[str], recipe: Recipe) -> bool:
+    if recipe.labels == "names":
+        return concept in classes
     words = concept.split("-")
-    return {"-".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+    phrases = {"-".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
+    return any(not phrases.isdisjoint((name, *EVERYDAY.get(name, ()))) for name in classes)
+
+
+def _labels(drawing: Drawing, recipe: Recipe) -> set[str]:
+    return {drawing.concept} if recipe.labels == "names" else set(drawing.concept.split("-"))
 
 
 def _vocabulary(drawings: Sequence[Drawing], recipe: Recipe) -> list[str]:
     families = defaultdict(list)
     for drawing in drawings:
-        for word in _words(drawing):
-            families[word].append(drawing.family)
+        for label in _labels(drawing, recipe):
+            families[label].append(drawing.family)
     return sorted(
-        word
-        for word, found in families.items()
-        if len(found) >= recipe.least_drawings and len(set(found)) >= recipe.least_families and not word.isdigit()
+        label
+        for label, found in families.items()
+        if len(found) >= recipe.least_drawings and len(set(found)) >= recipe.least_families and not label.isdigit()
     )
 
 
@@ -161,23 +183,28 @@ def _normalise(images: Tensor) -> Tensor:
     return (1 - 2 * images).expand(-1, 3, -1, -1)
 
 
-def pretrain(data: Data, recipe: Recipe, scratch: Path | None = None) -> tuple[nn.Module, dict[str, float]]:
+def pretrain(
+    data: Data, recipe: Recipe, scratch: Path | None = None, start: dict[str, Tensor] | None = None
+) -> tuple[nn.Module, dict[str, float]]:
     """Train on `data`.
 
     Args:
         data: Drawings to train on, and those of held-out families to test on.
         recipe: Everything that decides the result.
         scratch: Where the state is kept after each epoch, and taken up from if it is there.
+        start: Weights to begin with, by timm's names; those that are missing (the classifier's) are random.
 
     Returns:
-        The network with its classifier, and `accuracy` on the held-out families in % (the likeliest word is one of the
+        The network with its classifier, and `accuracy` on the held-out families in % (the likeliest label is one of the
         drawing's), `minutes`, `images_per_second`.
     """
     torch.manual_seed(recipe.seed)
     torch.set_num_threads(recipe.threads)
     generator = torch.Generator().manual_seed(recipe.seed)
-    head = {"num_classes": len(data.words), "patch_drop_rate": recipe.patch_drop}
+    head = {"num_classes": len(data.labels), "patch_drop_rate": recipe.patch_drop}
     model = timm.create_model(ARCHITECTURE["model_name"], **{**ARCHITECTURE["kwargs"], **head})
+    if start is not None:
+        model.load_state_dict({**model.state_dict(), **start})
     decayed = [p for p in model.parameters() if p.ndim > 1]
     groups = [
         {"params": decayed, "weight_decay": recipe.weight_decay},
@@ -195,15 +222,13 @@ def pretrain(data: Data, recipe: Recipe, scratch: Path | None = None) -> tuple[n
     parts = {"model": model, "optimizer": optimizer, "scheduler": scheduler}
     first, seconds = _resume(scratch, parts, generator)
     for epoch in range(first, recipe.epochs):
-        start, total = time.monotonic(), 0.0
+        begun, total = time.monotonic(), 0.0
         model.train()
-        if epoch >= recipe.epochs - recipe.whole_epochs:
-            model.patch_drop = nn.Identity()
         order = torch.randperm(len(data.train), generator=generator)
         for batch in order[: per_epoch * recipe.batch_size].split(recipe.batch_size):
             # In fp32: without matrix units, bf16 by autocast took 1.8 times as long on a CPU.
             logits = model(augment(data.train[batch], generator))
-            target = _targets(data.train_words[batch], len(data.words))
+            target = _targets(data.train_labels[batch], len(data.labels))
             loss = nn.functional.cross_entropy(logits, target, label_smoothing=recipe.label_smoothing)
             optimizer.zero_grad()
             loss.backward()
@@ -214,11 +239,11 @@ def pretrain(data: Data, recipe: Recipe, scratch: Path | None = None) -> tuple[n
             done = scheduler.last_epoch - epoch * per_epoch
             if done % 100 == 0:
                 print(
-                    f"  step {done}/{per_epoch}: {done * recipe.batch_size / (time.monotonic() - start):.0f} images/s"
+                    f"  step {done}/{per_epoch}: {done * recipe.batch_size / (time.monotonic() - begun):.0f} images/s"
                 )
-        spent = time.monotonic() - start
+        spent = time.monotonic() - begun
         seconds += spent
-        accuracy = _accuracy(model, data.test, data.test_words)
+        accuracy = _accuracy(model, data.test, data.test_labels)
         print(
             f"epoch {epoch + 1}/{recipe.epochs}: loss {total / per_epoch:.3f}, held-out families {accuracy:.2f} %, "
             f"{per_epoch * recipe.batch_size / spent:.0f} images/s",
@@ -227,18 +252,18 @@ def pretrain(data: Data, recipe: Recipe, scratch: Path | None = None) -> tuple[n
         _keep(scratch, parts, generator, epoch + 1, seconds)
     images = per_epoch * recipe.batch_size * recipe.epochs
     outcome = {
-        "accuracy": round(_accuracy(model, data.test, data.test_words), 2),
+        "accuracy": round(_accuracy(model, data.test, data.test_labels), 2),
         "minutes": round(seconds / 60, 1),
         "images_per_second": round(images / max(seconds, 1e-9)),
     }
     return model, outcome
 
 
-def _targets(words: Tensor, count: int) -> Tensor:
-    """(B, W) numbers of words, then -1 → (B, count), the same share for each word of a row."""
-    share = (words >= 0).float()
-    shares = share / share.sum(dim=1, keepdim=True)
-    return torch.zeros(len(words), count).scatter_add_(1, words.clamp(min=0), shares)
+def _targets(labels: Tensor, count: int) -> Tensor:
+    """(B, W) numbers of labels, then -1 → (B, count), the same share for each label of a row."""
+    known = (labels >= 0).float()
+    shares = known / known.sum(dim=1, keepdim=True)
+    return torch.zeros(len(labels), count).scatter_add_(1, labels.clamp(min=0), shares)
 
 
 def save_backbone(model: nn.Module, path: Path, recipe: dict[str, object]) -> None:
@@ -257,13 +282,13 @@ def save_backbone(model: nn.Module, path: Path, recipe: dict[str, object]) -> No
 
 
 @torch.inference_mode()
-def _accuracy(model: nn.Module, images: Tensor, words: Tensor) -> float:
+def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     model.eval()
     right = 0
-    for part, truth in zip(images.split(512), words.split(512), strict=True):
+    for part, truth in zip(images.split(512), labels.split(512), strict=True):
         likeliest = model(_normalise(part.unsqueeze(1).float() / 255)).argmax(dim=1, keepdim=True)
         right += int((likeliest == truth).any(dim=1).sum())
-    return 100 * right / len(words)
+    return 100 * right / len(labels)
 
 
 def _keep(scratch: Path | None, parts: dict[str, Any], generator: torch.Generator, epoch: int, seconds: float) -> None:
@@ -310,28 +335,40 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--out", type=Path, required=True, help="the .safetensors to write, beside the benchmark's index"
     )
     parser.add_argument("--scratch", type=Path, help="folder for rendered drawings and checkpoints; resumes from them")
-    parser.add_argument("--epochs", type=int, default=Recipe.epochs)
+    parser.add_argument("--start", type=Path, help="a backbone that stands for all stages but the last")
     options = parser.parse_args(arguments)
-    recipe = Recipe(epochs=options.epochs)
     benchmark = options.out.parent
-    if options.scratch is not None:
-        options.scratch.mkdir(parents=True, exist_ok=True)
-    data, version = _cached(options.scratch, options.package, benchmark, recipe)
-    print(f"{len(data.words)} words, {len(data.train)} drawings, {len(data.test)} of held-out families", flush=True)
-    model, outcome = pretrain(data, recipe, options.scratch)
-    model.reset_classifier(0)  # type: ignore[operator]
-    record: dict[str, object] = {
-        "package_version": version,
-        **asdict(recipe),
-        "words": len(data.words),
-        "train_drawings": len(data.train),
-        "test_drawings": len(data.test),
-        **outcome,
+    weights: dict[str, Tensor] | None = None
+    stages: list[dict[str, Any]] = []
+    if options.start is not None:
+        weights, stages = _begun(options.start)
+    for recipe in STAGES[len(stages) :]:
+        scratch = None if options.scratch is None else options.scratch / recipe.labels
+        if scratch is not None:
+            scratch.mkdir(parents=True, exist_ok=True)
+        data, version = _cached(scratch, options.package, benchmark, recipe)
+        print(f"{len(data.labels)} {recipe.labels}, {len(data.train)} drawings, {len(data.test)} held out", flush=True)
+        model, outcome = pretrain(data, recipe, scratch, weights)
+        model.reset_classifier(0)  # type: ignore[operator]
+        weights = model.state_dict()
+        sizes = {"count": len(data.labels), "train_drawings": len(data.train), "test_drawings": len(data.test)}
+        stages.append({"package_version": version, **asdict(recipe), **sizes, **outcome})
+    record = {
+        "seed": STAGES[0].seed,
+        "stages": stages,
         "benchmark": probe(model, benchmark),
         "versions": {"torch": torch.__version__, "timm": timm.__version__},
     }
     save_backbone(model, options.out, record)
     print(json.dumps(record, indent=2))
+
+
+def _begun(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """An earlier backbone's weights, and how it was trained."""
+    with safe_open(path, "pt") as file:
+        weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
+        record = json.loads(file.metadata()["recipe"])
+    return weights, record.get("stages", [record])[: len(STAGES) - 1]
 
 
 if __name__ == "__main__":

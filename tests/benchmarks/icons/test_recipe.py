@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from benchmarks.icons import pretrain as pretraining
 from benchmarks.icons.build import encode
 from benchmarks.icons.catalogue import EVERYDAY, Drawing, Package, concept_of, house_of, read_package
 from benchmarks.icons.coverage import SIDE, first_of_each, rasterise
-from benchmarks.icons.pretrain import Data, Recipe, augment, pretrain, pretraining_data
+from benchmarks.icons.pretrain import STAGES, Data, augment, pretrain, pretraining_data
 from benchmarks.icons.renditions import RENDITIONS, render
 from benchmarks.icons.selection import Rules, split_houses, spread
 from benchmarks.shards import Sample, write_shards
@@ -154,18 +155,20 @@ def test_pretraining_sees_no_drawing_that_names_a_class_and_no_test_side_family(
         for n, (name, families) in enumerate(names.items())
     }
     package = Package(version="1", families={}, concepts=concepts)
-    data = pretraining_data(package, benchmark, Recipe(least_families=1, least_drawings=2))
-    assert data.words == ["fast", "horse"]
-    assert sorted(data.train_words.tolist()) == [[0, -1], [0, 1], [1, -1], [1, -1]]
-    assert data.test_words.tolist() == [[0, 1]] and len(data.test) == 1
+    words = pretraining_data(package, benchmark, replace(STAGES[1], least_families=1, least_drawings=2))
+    assert words.labels == ["fast", "horse"]
+    assert sorted(words.train_labels.tolist()) == [[0, -1], [0, 1], [1, -1], [1, -1]]
+    assert words.test_labels.tolist() == [[0, 1]] and len(words.test) == 1
+    whole = pretraining_data(package, benchmark, replace(STAGES[0], least_families=1, least_drawings=1))
+    assert whole.labels == sorted(names) and len(whole.train) == 8 and len(whole.test) == 1
 
 
 def test_a_pretraining_goes_on_from_its_last_epoch_as_if_it_had_not_stopped(tmp_path):
     draw = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (8, 48, 48), generator=draw).to(torch.uint8)
-    words = torch.tensor([[0, 1], [1, -1], [2, -1], [0, 2]] * 2)
-    data = Data(train=images, train_words=words, test=images, test_words=words, words=["a", "b", "c"])
-    recipe = Recipe(epochs=2, batch_size=4, warmup_steps=1, threads=1)
+    labels = torch.tensor([[0, 1], [1, -1], [2, -1], [0, 2]] * 2)
+    data = Data(train=images, train_labels=labels, test=images, test_labels=labels, labels=["a", "b", "c"])
+    recipe = replace(STAGES[1], epochs=2, batch_size=4, warmup_steps=1, threads=1)
     whole, outcome = pretrain(data, recipe)
     assert 0 <= outcome["accuracy"] <= 100
 
@@ -186,6 +189,6 @@ def test_a_pretraining_goes_on_from_its_last_epoch_as_if_it_had_not_stopped(tmp_
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
-def test_the_words_of_a_drawing_have_equal_shares():
+def test_the_labels_of_a_drawing_have_equal_shares():
     shares = pretraining._targets(torch.tensor([[0, 2], [1, -1]]), 3)
     assert shares.tolist() == [[0.5, 0.0, 0.5], [0.0, 1.0, 0.0]]
