@@ -13,9 +13,10 @@ from benchmarks.icons import pretrain as pretraining
 from benchmarks.icons.build import encode
 from benchmarks.icons.catalogue import EVERYDAY, Drawing, Package, concept_of, house_of, read_package
 from benchmarks.icons.coverage import SIDE, first_of_each, rasterise
-from benchmarks.icons.pretrain import STAGES, Data, augment, pretrain, pretraining_data
+from benchmarks.icons.pretrain import augment, pretrain
 from benchmarks.icons.renditions import RENDITIONS, render
 from benchmarks.icons.selection import Rules, split_houses, spread
+from benchmarks.icons.stages import STAGES, Data, pretraining_data
 from benchmarks.shards import Sample, write_shards
 from fmlora_dist.errors import UserError
 
