@@ -23,7 +23,9 @@ def icons() -> BenchmarkSpec:
         image_size=48,
         task_counts=(5, 10, 20),
         backbone_weights=DATA / "backbone.safetensors",
-        epochs=10,
+        # Tested on a validation part of task 1 (N = 10), five methods reached 44.9 % after 2 epochs, 55.1 after 4,
+        # 61.7 after 6 and 59.7 after 10, on average.
+        epochs=6,
         batch_size=32,
         transforms={"default": Transform(crop_scale=(0.6, 1.0))},
         embedded=DATA,

@@ -48,8 +48,8 @@ class FMLoRAConfig(MethodConfig):
     """Most training images that the complexity is measured on (at most a quarter of the task's)."""
     prompt_tokens: int = Field(10, ge=0)
     """Number m of shared prompt tokens (DMP); 0: none."""
-    factors_lr: float = Field(4.0, gt=0)
-    """Learning rate of M and N as a multiple of train.lr: orthonormal bases make their steps small in the weight."""
+    factors_lr: float = Field(0.25, gt=0)
+    """Learning rate of M and N as a multiple of train.lr; small, for task 1 has learned what the tasks share."""
     prompts_lr: float = Field(1.0, gt=0)
     """Learning rate of the prompts as a multiple of train.lr."""
 
@@ -73,7 +73,7 @@ class FMLoRAConfig(MethodConfig):
         summary="shared low-rank bases, small matrices and a rank for each task, shared prompts",
         paper="arXiv 2504.08823",
         family="low-rank",
-        lr=2e-3,
+        lr=4e-3,
         needs_pass=True,
     )
 )
