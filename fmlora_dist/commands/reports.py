@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,7 +15,7 @@ from fmlora_dist.errors import UserError
 
 if TYPE_CHECKING:
     from cluster.output import Output
-    from fmlora_dist.report import Planned, Report
+    from fmlora_dist.report import Report
 
 __all__ = ["compare", "report"]
 
@@ -93,10 +93,10 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _make(arguments: argparse.Namespace, outputs: "Sequence[Output]") -> "Report":
-    from fmlora_dist.report import Grouping, make_report, read_runs, select
+    from fmlora_dist.report import Grouping, make_report, read_plans, read_runs, select
 
     folders = [output.folder for output in outputs]
-    runs = select(read_runs(folders, [*_planned(folders)]), arguments.where)
+    runs = select(read_runs(folders, read_plans(folders)), arguments.where)
     grouping = Grouping(rows=arguments.rows, columns=arguments.columns, metrics=arguments.metrics)
     return make_report(runs, grouping, allow_mixed=arguments.allow_mixed)
 
@@ -134,17 +134,6 @@ def _serve(
 
 def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
-
-
-def _planned(folders: Sequence[Path]) -> "Iterator[Planned]":
-    """What the grids of these folders mean to run (a grid's folder may hold others, or be named by its runs/)."""
-    from cluster.journal import Journal
-    from fmlora_dist.report import Column, Planned
-
-    for folder in folders:
-        grids = [folder.parent] if folder.name == "runs" else [folder, *(runs.parent for runs in folder.glob("*/runs"))]
-        for plan in (plan for grid in grids for plan in Journal.planned(grid)):
-            yield Planned(plan["run"], Column(plan["benchmark"], plan["scenario"], plan["n_tasks"]), plan["method"])
 
 
 def _default(outputs: "Sequence[Output]") -> Path | None:

@@ -8,22 +8,23 @@ import sys
 from pathlib import Path
 
 from fmlora_dist.record import write_atomically
-from fmlora_dist.report.aggregate import read_runs
+from fmlora_dist.report.aggregate import read_plans, read_runs
 from fmlora_dist.report.contents import make_report
 from fmlora_dist.report.ledger import ledger
 from fmlora_dist.report.markdown import table_to_markdown
 
 __all__ = ["PAGES", "fill_in"]
 
-PAGES = ("README.md", "docs/reproducibility.md")
+PAGES = ("README.md", "docs/reproducibility.md", "docs/study.md")
 RESULTS = Path("docs", "results")
 
 
 def fill_in(page: str, root: Path) -> str:
     """The page with what belongs between its markers.
 
-    ``<!-- table:NAME -->`` … ``<!-- /table -->`` hold the first table of docs/results/NAME, ``<!-- ledger -->`` …
-    ``<!-- /ledger -->`` the ledger of all below docs/results.
+    ``<!-- table:NAME -->`` … ``<!-- /table -->`` hold the first table of docs/results/NAME, and what its grid has
+    not run yet where its journal lies there; ``<!-- ledger -->`` … ``<!-- /ledger -->`` the ledger of all below
+    docs/results.
 
     Args:
         page: Its text.
@@ -35,7 +36,7 @@ def fill_in(page: str, root: Path) -> str:
     """
     results = root / RESULTS
     page = re.sub(
-        r"(<!-- table:(\w+) -->\n).*?(<!-- /table -->)",
+        r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)",
         lambda found: f"{found[1]}{_first_table(results / found[2])}{found[3]}",
         page,
         flags=re.DOTALL,
@@ -49,11 +50,13 @@ def fill_in(page: str, root: Path) -> str:
 
 
 def _first_table(folder: Path) -> str:
-    runs = read_runs([folder])
+    runs = read_runs([folder], read_plans([folder]))
     if runs.broken:
         file, reason = runs.broken[0]
         raise ValueError(f"{file} {reason}")
-    return table_to_markdown(make_report(runs).tables[0]) + "\n"
+    report = make_report(runs)
+    progress = f"**{report.progress}**\n\n" if report.progress else ""
+    return progress + table_to_markdown(report.tables[0]) + "\n"
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """What is generated in README.md and docs/ is up to date."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -33,3 +35,16 @@ def test_a_result_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None
     broken.write_text("{}")
     with pytest.raises(ValueError, match="schema"):
         fill_in(f"{DEMO}<!-- /table -->", tmp_path)
+
+
+def test_a_table_of_an_unfinished_grid_says_so(tmp_path: Path) -> None:
+    shutil.copytree(REPOSITORY / RESULTS / "demo", tmp_path / RESULTS / "demo")
+    place = {"benchmark": "icons_mini", "scenario": "cil", "n_tasks": 5}
+    names = [folder.name for folder in (tmp_path / RESULTS / "demo").glob("icons*")]
+    done = [{"run": name, **place, "method": name.split("-")[2]} for name in names]
+    missing = {"run": "never", **place, "method": "joint"}
+    event = {"event": "grid", "grid": "demo", "plan": [*done, missing]}
+    (tmp_path / RESULTS / "demo" / "events.jsonl").write_text(json.dumps(event) + "\n")
+    table = fill_in(f"{DEMO}<!-- /table -->", tmp_path)
+    assert "**Unfinished: 5 of 6 planned runs are complete; missing: joint on icons_mini N=5 (1 of 1).**" in table
+    assert "| *joint (upper bound)* [6] | – | – |" in table
