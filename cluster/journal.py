@@ -7,12 +7,14 @@ its own: events.jsonl, events-2.jsonl, …
 import json
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from fmlora_dist.errors import UserError
+from fmlora_dist.report.aggregate import Column, Planned
 
-__all__ = ["Journal"]
+__all__ = ["Journal", "read_plans"]
 
 _PLANNED = ("benchmark", "scenario", "n_tasks", "method")
 
@@ -79,3 +81,14 @@ class Journal:
             for event in Journal.read(out)
             if event.get("event") == "done" and not event.get("resumed") and event.get("seconds")
         }
+
+
+def read_plans(folders: Iterable[Path]) -> list[Planned]:
+    """What the grids of these folders mean to run (a grid's folder may hold others, or be named by its runs/)."""
+    found = []
+    for folder in folders:
+        grids = [folder.parent] if folder.name == "runs" else [folder, *(runs.parent for runs in folder.glob("*/runs"))]
+        for plan in (plan for grid in grids for plan in Journal.planned(grid)):
+            column = Column(plan["benchmark"], plan["scenario"], plan["n_tasks"])
+            found.append(Planned(plan["run"], column, plan["method"]))
+    return found

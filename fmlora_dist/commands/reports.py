@@ -93,7 +93,8 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _make(arguments: argparse.Namespace, outputs: "Sequence[Output]") -> "Report":
-    from fmlora_dist.report import Grouping, make_report, read_plans, read_runs, select
+    from cluster.journal import read_plans
+    from fmlora_dist.report import Grouping, make_report, read_runs, select
 
     folders = [output.folder for output in outputs]
     runs = select(read_runs(folders, read_plans(folders)), arguments.where)

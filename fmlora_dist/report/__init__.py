@@ -6,7 +6,7 @@ from typing import Any
 
 from fmlora_dist.errors import UserError
 from fmlora_dist.record import write_atomically
-from fmlora_dist.report.aggregate import Column, Planned, Runs, read_plans, read_runs, result_files
+from fmlora_dist.report.aggregate import Column, Planned, Runs, read_runs, result_files
 from fmlora_dist.report.contents import Report, make_report
 from fmlora_dist.report.latex import to_latex
 from fmlora_dist.report.layouts import Grouping, select
@@ -26,7 +26,6 @@ __all__ = [
     "make_report",
     "name_files",
     "print_report",
-    "read_plans",
     "read_profile",
     "read_runs",
     "result_files",

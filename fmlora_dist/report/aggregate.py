@@ -111,19 +111,6 @@ def read_runs(paths: Iterable[Path | str], planned: Sequence[Planned] = ()) -> R
     return found
 
 
-def read_plans(folders: Iterable[Path]) -> list[Planned]:
-    """What the grids of these folders mean to run (a grid's folder may hold others, or be named by its runs/)."""
-    from cluster.journal import Journal  # only here does a report know of grids
-
-    found = []
-    for folder in folders:
-        grids = [folder.parent] if folder.name == "runs" else [folder, *(runs.parent for runs in folder.glob("*/runs"))]
-        for plan in (plan for grid in grids for plan in Journal.planned(grid)):
-            column = Column(plan["benchmark"], plan["scenario"], plan["n_tasks"])
-            found.append(Planned(plan["run"], column, plan["method"]))
-    return found
-
-
 def read_result(file: Path, known: dict[tuple[str, str], dict[str, Any]] | None = None) -> Run:
     """The run of one result.json.
 

@@ -7,8 +7,9 @@ import re
 import sys
 from pathlib import Path
 
+from cluster.journal import read_plans
 from fmlora_dist.record import write_atomically
-from fmlora_dist.report.aggregate import read_plans, read_runs
+from fmlora_dist.report.aggregate import read_runs
 from fmlora_dist.report.contents import make_report
 from fmlora_dist.report.ledger import ledger
 from fmlora_dist.report.markdown import table_to_markdown
