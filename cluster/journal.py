@@ -9,10 +9,12 @@ import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fmlora_dist.errors import UserError
-from fmlora_dist.report.aggregate import Column, Planned
+
+if TYPE_CHECKING:
+    from fmlora_dist.report.aggregate import Planned
 
 __all__ = ["Journal", "read_plans"]
 
@@ -83,8 +85,10 @@ class Journal:
         }
 
 
-def read_plans(folders: Iterable[Path]) -> list[Planned]:
+def read_plans(folders: Iterable[Path]) -> "list[Planned]":
     """What the grids of these folders mean to run (a grid's folder may hold others, or be named by its runs/)."""
+    from fmlora_dist.report.aggregate import Column, Planned  # brings torch, which a trial leaves to its run
+
     found = []
     for folder in folders:
         grids = [folder.parent] if folder.name == "runs" else [folder, *(runs.parent for runs in folder.glob("*/runs"))]
