@@ -50,8 +50,8 @@ class FMLoRAConfig(MethodConfig):
     """Number m of shared prompt tokens (DMP); 0: none."""
     factors_lr: float = Field(0.25, gt=0)
     """Learning rate of M and N as a multiple of train.lr; small, for task 1 has learned what the tasks share."""
-    prompts_lr: float = Field(1.0, gt=0)
-    """Learning rate of the prompts as a multiple of train.lr."""
+    prompts_lr: float = Field(0.0625, gt=0)
+    """Learning rate of the prompts in tasks 2, 3, … as a multiple of train.lr; small for the same reason."""
 
     @model_validator(mode="after")
     def _check_ranks(self) -> "FMLoRAConfig":
@@ -120,11 +120,12 @@ class FMLoRA(LowRankMethod):
 
     def parameter_groups(self) -> list[ParameterGroup]:
         groups = [ParameterGroup(name="head", params=list(self.head.parameters()), lr=self.lr)]
-        if self.config.prompt_tokens:
-            prompts_lr = self.lr * self.config.prompts_lr
-            groups.append(ParameterGroup(name="prompts", params=[self.prompt.tokens], lr=prompts_lr))
         adapters = list(self.each())
-        if adapters[0].bases_frozen:
+        later = adapters[0].bases_frozen
+        if self.config.prompt_tokens:
+            prompts_lr = self.lr * (self.config.prompts_lr if later else 1)
+            groups.append(ParameterGroup(name="prompts", params=[self.prompt.tokens], lr=prompts_lr))
+        if later:
             factors = [parameter for adapter in adapters for parameter in (adapter.m, adapter.n)]
             return [*groups, ParameterGroup(name="factors", params=factors, lr=self.lr * self.config.factors_lr)]
         bases = [parameter for adapter in adapters for parameter in (adapter.a, adapter.b)]
