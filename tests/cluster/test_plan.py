@@ -16,6 +16,7 @@ from fmlora_dist.fmlora.method import FMLoRAConfig
 from fmlora_dist.registry import list_methods
 from tiny_benchmark import write_tiny
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 PLAIN = {"benchmarks": [{"benchmark": "icons_mini", "tasks": [5]}], "methods": ["lora"], "seeds": [0]}
 
 
@@ -64,7 +65,10 @@ def test_the_grid_of_all_methods_has_them_all_and_the_settings_of_icons() -> Non
     every, icons = load_grid("icons-all"), load_grid("icons")
     assert {choice.name for choice in every.methods} == set(list_methods())
     assert (every.settings, every.resources, every.seeds) == (icons.settings, icons.resources, icons.seeds)
-    assert {run.config.tasks for run in plan_runs(every, Path("out"))} == {10}
+    runs = plan_runs(every, Path("out"))
+    assert {run.config.tasks for run in runs} == {10}
+    shared = {run.name for run in plan_runs(icons, Path("out")) if run.config.tasks == 10}
+    assert shared < {run.name for run in runs}, "runs of icons are not done twice"
 
 
 @pytest.mark.parametrize("name", ["paper"])
@@ -101,6 +105,22 @@ def test_every_row_of_icons_is_tuned_by_the_same_budget_without_test_images() ->
     (seed,) = {(run.config.seed, run.config.order_seed) for run in runs}
     assert seed not in {(run.config.seed, run.config.order_seed) for run in table}
     assert {run.config.epochs for run in runs} == {run.config.epochs for run in table}
+
+
+def test_every_row_of_icons_is_the_winner_of_the_committed_search() -> None:
+    found: dict[tuple[str, str], dict[float, float]] = {}
+    for file in (REPOSITORY / "docs/results/tune-icons").glob("*/result.json"):
+        result = json.loads(file.read_text())
+        method, metrics = result["config"]["method"], result["metrics"]
+        row = method["name"], "official" if method.get("variant") == "official" else ""
+        score = metrics["acc" if method["name"] == "joint" else "aaa"]
+        found.setdefault(row, {})[result["config"]["train"]["lr"]] = score
+    for choice in load_grid("icons").methods:
+        scores = found[choice.name, (choice.model_extra or {}).get("variant", "")]
+        assert scores[choice.settings["train"]["lr"]] == max(scores.values()), choice.name
+        stated = choice.source.removeprefix("tune-icons: ").split(" at ")
+        figures, rates = (list(map(float, part.split(", "))) for part in stated)
+        assert dict(zip(rates, figures, strict=True)) == {rate: round(score, 1) for rate, score in scores.items()}
 
 
 def test_the_prompt_ablation_counts_from_no_prompts_to_fifty_in_few_and_many_tasks() -> None:
