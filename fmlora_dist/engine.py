@@ -3,11 +3,12 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fmlora_dist.config import TrainConfig
 from fmlora_dist.distributed import World
@@ -25,8 +26,16 @@ class Precision:
         self.bf16 = name == "bf16" or (name == "auto" and world.on_gpu)
         self.device_type = world.device.type
 
-    def __call__(self) -> AbstractContextManager[None]:
-        return torch.autocast(self.device_type, torch.bfloat16, enabled=self.bf16)
+        self.plain_attention = self.bf16 and not world.on_gpu
+        if self.plain_attention:
+            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # holds for CPUs, too, whatever its name
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        # The fused attention for CPUs goes back through bf16 seven times slower than the one written out.
+        attention = sdpa_kernel(SDPBackend.MATH) if self.plain_attention else nullcontext()
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.bf16), attention:
+            yield
 
 
 class _Loss(nn.Module):

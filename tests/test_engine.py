@@ -138,3 +138,16 @@ def test_parameters_that_are_not_finite_are_seen() -> None:
     with torch.no_grad():
         line.weight[1] = float("nan")
     assert not engine.finite()
+
+
+def test_bf16_on_a_cpu_writes_attention_out_and_leaves_fp32_alone() -> None:
+    """The fused kernel's backward pass is many times slower there; what is computed is the same."""
+    q, k, v = (torch.randn(2, 3, 7, 16, generator=torch.Generator().manual_seed(seed)) for seed in range(3))
+    expected = torch.softmax(q @ k.mT / 4, dim=-1) @ v
+    for name, fused in (("fp32", True), ("bf16", False)):
+        with Precision(name, World("cpu", 1))():
+            assert torch.backends.cuda.flash_sdp_enabled() is fused
+            found = torch.nn.functional.scaled_dot_product_attention(q, k, v)
+        assert found.dtype is (torch.float32 if fused else torch.bfloat16)
+        torch.testing.assert_close(found.float(), expected, atol=1e-5 if fused else 3e-2, rtol=0)
+        assert torch.backends.cuda.flash_sdp_enabled()
