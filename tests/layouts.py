@@ -153,7 +153,7 @@ def fashion_mnist(train: int = 6, test: int = 2, zipped: bool = True) -> Files:
         for name, values in ((f"{part}-images-idx3-ubyte", images), (f"{part}-labels-idx1-ubyte", labels)):
             header = struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape)
             content = header + values.tobytes()
-            files[f"{name}.gz" if zipped else name] = gzip.compress(content) if zipped else content
+            files[f"{name}.gz" if zipped else name] = gzip.compress(content, mtime=0) if zipped else content
     return files
 
 
