@@ -3,12 +3,11 @@
 import copy
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from fmlora_dist.config import TrainConfig
 from fmlora_dist.distributed import World
@@ -24,18 +23,10 @@ class Precision:
 
     def __init__(self, name: str, world: World):
         self.bf16 = name == "bf16" or (name == "auto" and world.on_gpu)
-        self.device_type = world.device.type
+        self.world = world
 
-        self.plain_attention = self.bf16 and not world.on_gpu
-        if self.plain_attention:
-            torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # holds for CPUs, too, whatever its name
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        # The fused attention for CPUs goes back through bf16 seven times slower than the one written out.
-        attention = sdpa_kernel(SDPBackend.MATH) if self.plain_attention else nullcontext()
-        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.bf16), attention:
-            yield
+    def __call__(self) -> AbstractContextManager[None]:
+        return self.world.arithmetic(bf16=self.bf16)
 
 
 class _Loss(nn.Module):
