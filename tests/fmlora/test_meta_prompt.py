@@ -143,6 +143,8 @@ def test_prompts_are_drawn_anew_for_another_seed_alone(sequences: Any) -> None:
         method.begin_task(task, sequences.data(task, seed=seed))
         drawn.append(method.prompt.tokens.detach().clone())
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+    away = drawn[0] - method.backbone.cls_token.detach()
+    assert away.std().item() == pytest.approx(0.02, rel=0.2)
 
 
 @pytest.mark.parametrize("tasks", [1, 3])
