@@ -3,7 +3,6 @@
 The files are shared, as on nodes with a common file system, but for /etc/hosts, /run and Ray's usual folder.
 """
 
-import contextlib
 import os
 import shutil
 import signal
@@ -62,15 +61,16 @@ def wait_until(condition: Callable[[], object], seconds: float, what: str) -> No
 
 @contextmanager
 def work_folder() -> Iterator[Path]:
-    """A folder with a short path, since Ray's sockets lie in it; gone afterwards."""
+    """A folder with a short path, since Ray's sockets lie in it; gone afterwards.
+
+    ``/tmp/ray``, where hosts mount one of their own, is left: to remove it would unmount those of other tests' hosts.
+    """
     folder = Path(tempfile.mkdtemp(prefix="fh", dir="/tmp"))
     folder.chmod(0o755)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # it was there before, with something in it
-            Path("/tmp/ray").rmdir()
 
 
 class Host:
