@@ -63,7 +63,7 @@ def write_report(report: Report, folder: Path, profile: Sequence[dict[str, Any]]
         folder.mkdir(parents=True, exist_ok=True)
         written = [_write(folder / name, form(report)) for name, form in _FORMS.items()]
         written += [file for drawing in drawings for file in drawing.write(folder)]
-        written.append(_write(folder / PAGE, to_html(report, rows, drawings)))
+        written.append(_write(folder / PAGE, to_html(report, rows, drawings, folder)))
     except OSError as error:
         raise UserError(f"report: cannot write into {folder}: {error.strerror}; choose another --out") from error
     return written

@@ -1,4 +1,4 @@
-"""The generated parts of README.md and docs/: tables of committed results, and the ledger.
+"""The generated parts of README.md and docs/: tables of committed results, the study's report, and the ledger.
 
 ``python -m fmlora_dist.report.documents`` in a checkout writes them anew; a test compares the pages with what it makes.
 """
@@ -9,15 +9,18 @@ from pathlib import Path
 
 from cluster.journal import read_plans
 from fmlora_dist.record import write_atomically
+from fmlora_dist.report import FOLDER, write_report
 from fmlora_dist.report.aggregate import read_runs
-from fmlora_dist.report.contents import make_report
+from fmlora_dist.report.contents import Report, make_report
 from fmlora_dist.report.ledger import ledger
 from fmlora_dist.report.markdown import table_to_markdown
 
-__all__ = ["PAGES", "fill_in"]
+__all__ = ["PAGES", "REPORTED", "RESULTS", "fill_in", "report_on"]
 
 PAGES = ("README.md", "docs/reproducibility.md", "docs/study.md")
 RESULTS = Path("docs", "results")
+REPORTED = ("icons",)
+"""Of these results the whole report lies beside them: the pages show figures of it."""
 
 
 def fill_in(page: str, root: Path) -> str:
@@ -50,12 +53,17 @@ def fill_in(page: str, root: Path) -> str:
     )
 
 
-def _first_table(folder: Path) -> str:
+def report_on(folder: Path) -> Report:
+    """The report of committed results. Raises ``ValueError`` when one cannot be read."""
     runs = read_runs([folder], read_plans([folder]))
     if runs.broken:
         file, reason = runs.broken[0]
         raise ValueError(f"{file} {reason}")
-    report = make_report(runs)
+    return make_report(runs)
+
+
+def _first_table(folder: Path) -> str:
+    report = report_on(folder)
     progress = f"**{report.progress}**\n\n" if report.progress else ""
     return progress + table_to_markdown(report.tables[0]) + "\n"
 
@@ -65,3 +73,5 @@ if __name__ == "__main__":
     for name in PAGES:
         with write_atomically(root / name) as path:
             path.write_text(fill_in((root / name).read_text(encoding="utf-8"), root), encoding="utf-8")
+    for name in REPORTED:
+        write_report(report_on(root / RESULTS / name), root / RESULTS / name / FOLDER)

@@ -11,6 +11,7 @@ from typing import Any
 from fmlora_dist.registry import list_methods
 from fmlora_dist.report.aggregate import Column, Run, read_result
 from fmlora_dist.report.measures import spread
+from fmlora_dist.report.protocols import common, describe
 from fmlora_dist.report.published import published_lines
 
 __all__ = ["ledger"]
@@ -71,19 +72,23 @@ class _Sources:
 
 
 def _ours(results: Path) -> dict[tuple[Column, str], list[tuple[str, str, str]]]:
-    """For each column and method, a recipe a line: (over tasks, over images, who and what)."""
+    """For each column and method, a recipe a line: (over tasks, over images, who, on what, and in what it differs)."""
     groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for file in sorted(results.rglob("result.json")):
         run = read_result(file)
         if run.shared.get("tested_on", "test") == "test":  # a search's runs are measured on held-out training data
             hashes = run.shared_hash, run.recipe_hash
             groups[run.column, run.method, _ran_by(file, results), hashes].append(run)
+    facts = {key: runs[0].shared | runs[0].recipe for key, runs in groups.items()}
     lines = defaultdict(list)
-    for (column, method, who, _), runs in groups.items():
+    for key, runs in groups.items():
+        column, method, who, _ = key
         tasks, images = (_accuracies(runs, *names) for names in (("acc", "aaa"), ("acc_samples", "aaa_samples")))
-        n = len(runs)
-        who_and_what = f"{who}; {runs[0].shared['backbone']}; {n} run{'s' if n > 1 else ''}"
-        lines[column, method].append((tasks, images, who_and_what))
+        same = common(each for (*place, _, _), each in facts.items() if place == [column, method])
+        own = describe({name: value for name, value in facts[key].items() if name not in same})
+        number = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+        parts = [who, str(runs[0].shared["backbone"]), number, own]
+        lines[column, method].append((tasks, images, "; ".join(filter(None, parts))))
     return lines
 
 

@@ -6,10 +6,12 @@ there too, sorts. Jinja escapes all text; a policy in the page's head lets no ot
 
 import base64
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -41,8 +43,15 @@ class _Filter:
     values: list[str]
 
 
-def to_html(report: Report, rows: Rows, drawings: Iterable[Drawing]) -> str:
-    """The page of a report with its runs, task by task, and its figures, whose files are to lie beside it."""
+def to_html(report: Report, rows: Rows, drawings: Iterable[Drawing], home: Path) -> str:
+    """The page of a report with its runs, task by task, and its figures, whose files are to lie beside it.
+
+    Args:
+        report: What it says.
+        rows: Its runs.
+        drawings: Its figures.
+        home: The page's folder. Runs that lie where it lies are named from there, so that the page can be given away.
+    """
     traces = [trace for found in rows.values() for members in found.values() for trace in members]
     numbers = {trace.run.folder: number for number, trace in enumerate(traces)}
     columns = sorted({run.column for run in report.runs})
@@ -63,7 +72,7 @@ def to_html(report: Report, rows: Rows, drawings: Iterable[Drawing]) -> str:
         overall=[(grid.title, grid) for grid in report.overall()],
         figures=[_figure(drawing) for drawing in drawings],
         left_out=[f"{file}: {reason}" for file, reason in report.broken],
-        runs=[_run(trace, used) for trace in traces],
+        runs=[_run(trace, used, home.resolve()) for trace in traces],
     )
 
 
@@ -199,8 +208,9 @@ def _within(svg: str, title: str) -> str:
 # -- runs -------------------------------------------------------------------------------------------------------------
 
 
-def _run(trace: Trace, used: Sequence[str]) -> dict[str, Any]:
+def _run(trace: Trace, used: Sequence[str], home: Path) -> dict[str, Any]:
     run = trace.run
+    near = run.folder.is_relative_to(home.parent)
     seed, order = run.seed
     known = {name: value for name in used if (value := run.figure(name)) is not None}
     texts = {name: MEASURES[name].write(value) for name, value in known.items()}
@@ -208,7 +218,7 @@ def _run(trace: Trace, used: Sequence[str]) -> dict[str, Any]:
         **{MEASURES[name].title: text for name, text in texts.items()},
         "seed": str(seed),
         "order seed": str(seed if order is None else order),
-        "folder": str(run.folder),
+        "folder": os.path.relpath(run.folder, home) if near else str(run.folder),
     }
     return {
         "name": f"seed {seed}" + ("" if order in (None, seed) else f", order {order}"),

@@ -1,12 +1,14 @@
 """What is generated in README.md and docs/ is up to date."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
-from fmlora_dist.report.documents import PAGES, RESULTS, fill_in
+from fmlora_dist.report import write_report
+from fmlora_dist.report.documents import PAGES, REPORTED, RESULTS, fill_in, report_on
 from running import REPOSITORY
 
 DEMO = "<!-- table:demo -->\n"
@@ -18,14 +20,33 @@ def test_a_page_is_what_the_command_writes(name: str) -> None:
     assert fill_in(page, REPOSITORY) == page, "run: python -m fmlora_dist.report.documents"
 
 
+@pytest.mark.parametrize("name", REPORTED)
+def test_a_committed_report_is_what_the_command_writes(name: str, tmp_path: Path) -> None:
+    folder = REPOSITORY / RESULTS / name
+    written = {file.name: file for file in write_report(report_on(folder), tmp_path)}
+    assert {file.name for file in (folder / "report").iterdir()} == {*written}
+    for form in ("tables.md", "tables.tex", "tables.csv"):  # figures are of one version of matplotlib
+        assert (folder / "report" / form).read_bytes() == written[form].read_bytes(), f"{form}: write it anew"
+
+
+def test_every_figure_that_a_page_shows_is_there() -> None:
+    shown = [
+        (REPOSITORY / page).parent / target
+        for page in PAGES
+        for target in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", (REPOSITORY / page).read_text())
+    ]
+    assert shown
+    assert [file for file in shown if not file.is_file()] == []
+
+
 def test_a_table_that_was_changed_by_hand_is_found() -> None:
-    page = (REPOSITORY / "README.md").read_text()
+    page = (REPOSITORY / "docs" / "study.md").read_text()
     start = page.index(DEMO) + len(DEMO)
     assert fill_in(page[:start] + "our method wins\n" + page[start:], REPOSITORY) == page
 
 
 def test_the_demos_table_has_a_row_for_each_committed_run() -> None:
-    table = (REPOSITORY / "README.md").read_text().partition(DEMO)[2].partition("\n\n")[0]
+    table = (REPOSITORY / "docs" / "study.md").read_text().partition(DEMO)[2].partition("\n\n")[0]
     assert len(table.splitlines()) == 2 + len([*(REPOSITORY / RESULTS / "demo").rglob("result.json")]) == 7
 
 

@@ -153,6 +153,21 @@ def test_the_terminal_holds_the_same_numbers(grid: Path, tmp_path: Path) -> None
     assert re.findall(r"\d+\.\d\d\b", table) == numbers
 
 
+@pytest.mark.parametrize("width", [50, 60, 100])
+def test_a_narrow_terminal_has_the_columns_below_each_other_and_no_figure_is_broken(grid: Path, width: int) -> None:
+    report = make_report(read_runs([grid]))
+    console = Console(width=width, record=True, file=StringIO())
+    print_report(report, console)
+    shown = console.export_text()
+    assert max(map(len, shown.splitlines())) <= width
+    lines = [re.split(r"\s*│\s*", line) for line in shown[: shown.index("Accuracies in")].splitlines() if "│" in line]
+    cells = [cell for line in lines for cell in line[2:-1]]
+    table = report.tables[0]
+    assert sorted(cells) == sorted(cell.text for row in table.rows for cell in row.cells)
+    parts = shown[: shown.index("Accuracies in")].count("┏")
+    assert parts == {50: 4, 60: 2, 100: 1}[width], "Acc and AAA of one column stay together where they fit"
+
+
 def test_markdown_marks_best_in_bold_and_second_underlined(grid: Path) -> None:
     lines = to_markdown(make_report(read_runs([grid]))).splitlines()
     assert "| fmlora [3] | **81.00 ± 1.00** | **85.00 ± 0.00** | – | – |" in lines

@@ -67,6 +67,16 @@ def test_a_run_stands_in_it_with_who_ran_it_on_what(tmp_path: Path) -> None:
     assert published == ""
 
 
+def test_recipes_of_one_method_stand_apart_and_say_in_what_they_differ(tmp_path: Path) -> None:
+    shutil.copytree(finished("frozen"), tmp_path / "one")
+    assert command(run_arguments(tmp_path / "two", method="frozen", train__lr=0.5)).code == 0
+    over_tasks, _, who, _ = cells(ledger(tmp_path), "icons, N = 3", "frozen")
+    accuracies = [f"{result(tmp_path / name)['metrics']['acc']:.2f}" for name in ("one", "two")]
+    assert [line.partition(" / ")[0] for line in over_tasks.split("<br>")] == accuracies
+    rates = [result(tmp_path / name)["config"]["train"]["lr"] for name in ("one", "two")]
+    assert [line.rpartition("; ")[2] for line in who.split("<br>")] == [f"train.lr {rate}" for rate in rates]
+
+
 def test_a_result_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "result.json").write_text("{")

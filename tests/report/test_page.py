@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -105,6 +106,21 @@ def test_best_and_second_are_marked_and_cells_know_their_runs(written: Path) -> 
     assert len(members) == 2
     assert sum(float(run["figures"]["acc"]) for run in members) / 2 == pytest.approx(float(best[2]), abs=0.011)
     assert 'class="second"' in html
+
+
+def test_a_report_among_its_runs_names_them_from_there_and_any_other_by_their_whole_paths(
+    rich_grid: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(rich_grid, tmp_path / "grid")
+    runs = runs_of(Page(page_of(tmp_path / "grid")))
+    assert runs
+    for run in runs:
+        assert not Path(run["facts"]["folder"]).is_absolute()
+        assert (tmp_path / "grid" / "report" / run["facts"]["folder"] / "result.json").is_file()
+    write_report(make_report(read_runs([tmp_path / "grid"])), tmp_path / "far" / "away")
+    far = runs_of(Page((tmp_path / "far" / "away" / "index.html").read_text()))
+    assert len(far) == len(runs)
+    assert all(Path(run["facts"]["folder"]).is_relative_to((tmp_path / "grid").resolve()) for run in far)
 
 
 def test_the_page_is_well_formed_and_no_id_comes_twice(written: Path) -> None:
