@@ -76,7 +76,7 @@ def command(
     if process.is_alive():
         process.kill()
         process.join()
-        raise AssertionError(f"still running after ten minutes: {words}")
+        raise AssertionError(f"still running after two minutes: {words}")
     seconds = time.perf_counter() - started
     assert process.exitcode is not None
     texts = [(files / name).read_text() if (files / name).exists() else "" for name in ("out", "err")]

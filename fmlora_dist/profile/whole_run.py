@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from fmlora_dist.profile.subjects import Floor, Setup
 from fmlora_dist.record import RunDirectory, load_result
 from fmlora_dist.registry import get_method
 
-__all__ = ["profile_run"]
+__all__ = ["micro_batch", "profile_run"]
 
 PARTS = {
     "import": "imports of torch, timm and this package",
@@ -53,7 +55,7 @@ def profile_run(folder: Path, console: Console, *, rounds: int) -> dict[str, Any
     bounds = []
     if steps:
         with console.status("the floor"):
-            figures["floor"] = _floor(config, rounds)
+            figures["floor"] = _floor(config, result["world_size"], rounds)
         figures["train_over_floor"] = seconds["train"] / (steps * figures["floor"])
         if get_method(config.method.name).info.family == "low-rank":
             name = "train seconds over steps times floor"
@@ -63,11 +65,17 @@ def profile_run(folder: Path, console: Console, *, rounds: int) -> dict[str, Any
     return figures
 
 
-def _floor(config: RunConfig, rounds: int) -> float:
-    """Median seconds of the frozen backbone's forward and backward, with the run's batch, precision and threads."""
-    floor = Floor(Setup.of_run(config))
+def micro_batch(config: RunConfig, world_size: int) -> int:
+    """Images that one of the run's processes took at once."""
+    assert config.batch_size is not None
+    return math.ceil(config.batch_size / (world_size * config.train.accumulation))
+
+
+def _floor(config: RunConfig, world_size: int, rounds: int) -> float:
+    """Median seconds of the frozen backbone's forward and backward on what one process did of a step of the run."""
+    floor = Floor(replace(Setup.of_run(config), batch_size=micro_batch(config, world_size)))
     floor.step()
-    return statistics.median(floor.step() for _ in range(rounds))
+    return config.train.accumulation * statistics.median(floor.step() for _ in range(rounds))
 
 
 def _print(folder: Path, figures: dict[str, Any], bounds: list[Bound], config: RunConfig, console: Console) -> None:

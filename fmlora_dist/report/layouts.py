@@ -54,7 +54,8 @@ def tables(runs: Runs, grouping: Grouping | None = None, *, allow_mixed: bool = 
         parts = _parts(some)
         compared = [run for run in some if run not in parts or _whole(run)] if parts else some
         everyone: list[Placed] = [*compared, *planned]
-        if {each.method for each in everyone} != {_OURS} or not parts:
+        ablation = bool(parts) and {each.method for each in everyone} <= {_OURS}
+        if not ablation:
             layout = Layout(title=title, row=_by_method, column=_by_column, measures=ACCURACIES, of_methods=True)
             found.append(build(layout, compared, planned, allow_mixed=allow_mixed))
         number, _, name = title.rpartition(": ")
@@ -65,18 +66,18 @@ def tables(runs: Runs, grouping: Grouping | None = None, *, allow_mixed: bool = 
                 column=_by_column,
                 measures=ACCURACIES,
             )
-            found.append(build(layout, parts, allow_mixed=allow_mixed))
+            found.append(build(layout, some if ablation else parts, allow_mixed=allow_mixed))
         if some:
             layout = Layout(
                 title=f"{'Table 5: ' if number else ''}cost, {name}",
-                row=_by_method if compared else _by_parts,
+                row=_by_parts if ablation else _by_method,
                 column=lambda run: Place((), ""),
                 section=_by_column,
                 measures=tuple(name for name in COSTS if any(run.figure(name) is not None for run in some)),
                 footnotes=False,
                 what="Costs (trained in the last task, stored after it; k: 1,000 numbers)",
             )
-            found.append(build(layout, compared or parts, allow_mixed=allow_mixed))
+            found.append(build(layout, some if ablation else compared, allow_mixed=allow_mixed))
     return found
 
 

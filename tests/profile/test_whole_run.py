@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fmlora_dist.config import make_config
+from fmlora_dist.profile.whole_run import micro_batch
 from running import command, command_here, finished, result, run_arguments
 
 
@@ -30,6 +32,14 @@ def test_the_table_gives_every_part_the_steps_and_the_floor(tmp_path: Path) -> N
     assert all(name in done.out for name in facts["seconds"])
     (bound,) = figures["bounds"]
     assert bound["most"] == 1.15 and done.code == (0 if bound["met"] else 1)
+
+
+@pytest.mark.parametrize(
+    ("batch", "accumulation", "processes", "at_once"), [(32, 1, 1, 32), (32, 1, 4, 8), (32, 3, 4, 3), (7, 2, 2, 2)]
+)
+def test_the_floor_is_that_of_one_process(batch: int, accumulation: int, processes: int, at_once: int) -> None:
+    config = make_config({"method": "lora", "batch_size": batch, "train": {"accumulation": accumulation}})
+    assert micro_batch(config, processes) == at_once
 
 
 def test_only_a_complete_run_has_a_profile(tmp_path: Path) -> None:

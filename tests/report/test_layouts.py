@@ -59,6 +59,7 @@ def test_an_ablation_alone_has_no_table_of_methods(write_run: Write, tmp_path: P
         write_run("fmlora", 0, 70.0, recipe=parts(True, tokens))
     found = make_report(read_runs([tmp_path]))
     assert titles(found) == ["parts of FM-LoRA, icons", "cost, icons"]
+    assert [[row.label for row in table.rows] for table in found.tables] == [["F-LoRA + DRS", "F-LoRA + DRS + DMP"]] * 2
 
 
 def test_variants_with_the_same_parts_are_rows_by_what_differs(write_run: Write, tmp_path: Path) -> None:
