@@ -27,21 +27,21 @@ def fill_in(page: str, root: Path) -> str:
     """The page with what belongs between its markers.
 
     ``<!-- table:NAME -->`` … ``<!-- /table -->`` hold the first table of docs/results/NAME, and what its grid has
-    not run yet where its journal lies there; ``<!-- ledger -->`` … ``<!-- /ledger -->`` the ledger of all below
-    docs/results.
+    not run yet where its journal lies there; ``<!-- table:NAME WORD -->`` the first one with that word in its title;
+    ``<!-- ledger -->`` … ``<!-- /ledger -->`` the ledger of all below docs/results.
 
     Args:
         page: Its text.
         root: Folder of the checkout.
 
     Raises:
-        ValueError: a result file cannot be read.
+        ValueError: a result file cannot be read, or there is no table with that word.
         UserError: there are no results of that name, or some that cannot be compared.
     """
     results = root / RESULTS
     page = re.sub(
-        r"(<!-- table:([\w-]+) -->\n).*?(<!-- /table -->)",
-        lambda found: f"{found[1]}{_first_table(results / found[2])}{found[3]}",
+        r"(<!-- table:([\w-]+)(?: (\w+))? -->\n).*?(<!-- /table -->)",
+        lambda found: f"{found[1]}{_table(report_on(results / found[2]), found[3])}{found[4]}",
         page,
         flags=re.DOTALL,
     )
@@ -62,8 +62,10 @@ def report_on(folder: Path) -> Report:
     return make_report(runs)
 
 
-def _first_table(folder: Path) -> str:
-    report = report_on(folder)
+def _table(report: Report, word: str | None) -> str:
+    if word:
+        (table, *_) = [table for table in report.tables if word in table.title]
+        return table_to_markdown(table) + "\n"
     progress = f"**{report.progress}**\n\n" if report.progress else ""
     return progress + table_to_markdown(report.tables[0]) + "\n"
 

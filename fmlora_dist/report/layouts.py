@@ -7,7 +7,7 @@ from typing import Any
 
 from fmlora_dist.errors import UserError, nearest
 from fmlora_dist.report.aggregate import Planned, Run, Runs
-from fmlora_dist.report.measures import ACCURACIES, COSTS, find_measures
+from fmlora_dist.report.measures import ACCURACIES, COSTS, ORIGINS, find_measures
 from fmlora_dist.report.protocols import written
 from fmlora_dist.report.tables import BOUNDS, Layout, Place, Placed, Table, build, natural
 
@@ -24,6 +24,11 @@ PAPER: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("Table 3: DomainNet", ("domainnet",)),
 )
 """The paper's tables, with their benchmarks; any other benchmark has one of its own."""
+ORIGINS_ARE = (
+    "Learning (accuracy on a task just after it) and forgetting in %, drift (of task 1's features, 1 - mean cosine), "
+    "weight change (norm of all that was added to the adapted weights, over their own)"
+)
+COSTS_ARE = "Costs (trained in the last task, stored after it; k: 1,000 numbers)"
 _OURS = "fmlora"
 
 
@@ -68,17 +73,27 @@ def tables(runs: Runs, grouping: Grouping | None = None, *, allow_mixed: bool = 
             )
             found.append(build(layout, some if ablation else parts, allow_mixed=allow_mixed))
         if some:
-            layout = Layout(
-                title=f"{'Table 5: ' if number else ''}cost, {name}",
-                row=_by_parts if ablation else _by_method,
-                column=lambda run: Place((), ""),
-                section=_by_column,
-                measures=tuple(name for name in COSTS if any(run.figure(name) is not None for run in some)),
-                footnotes=False,
-                what="Costs (trained in the last task, stored after it; k: 1,000 numbers)",
-            )
-            found.append(build(layout, some if ablation else compared, allow_mixed=allow_mixed))
+            of, row = some if ablation else compared, _by_parts if ablation else _by_method
+            for layout in (
+                _below(f"learning and forgetting, {name}", ORIGINS, ORIGINS_ARE, of, row),
+                _below(f"{'Table 5: ' if number else ''}cost, {name}", COSTS, COSTS_ARE, of, row),
+            ):
+                if layout.measures:
+                    found.append(build(layout, of, allow_mixed=allow_mixed))
     return found
+
+
+def _below(title: str, names: Sequence[str], what: str, runs: Sequence[Run], row: Callable[[Placed], Place]) -> Layout:
+    """A table of more figures of runs whose accuracies stand above, with what the runs have of them."""
+    return Layout(
+        title=title,
+        row=row,
+        column=lambda run: Place((), ""),
+        section=_by_column,
+        measures=tuple(name for name in names if any(run.figure(name) is not None for run in runs)),
+        footnotes=False,
+        what=what,
+    )
 
 
 def select(runs: Runs, conditions: Iterable[str]) -> Runs:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from fmlora_dist.errors import UserError, nearest
 from fmlora_dist.report.aggregate import Run, Seed
 
-__all__ = ["ACCURACIES", "COSTS", "MEASURES", "Measure", "Spread", "by_seed", "find_measures", "spread"]
+__all__ = ["ACCURACIES", "COSTS", "MEASURES", "ORIGINS", "Measure", "Spread", "by_seed", "find_measures", "spread"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Measure:
     title: str
     """Heading, with the unit where it is not %."""
     sign: int = 1
-    """1: more is better; -1: less is better."""
+    """1: more is better; -1: less is better; 0: neither, so that no row is marked."""
     scale: float = 1.0
     """What it is divided by before it is written."""
     digits: int = 2
@@ -53,8 +53,8 @@ MEASURES = {
         Measure(name="acc_samples", title="Acc (samples)"),
         Measure(name="aaa_samples", title="AAA (samples)"),
         Measure(name="learning", title="Learning"),
-        Measure(name="drift", title="Drift", sign=-1, digits=3),
-        Measure(name="weight_change", title="Weight change", sign=-1, digits=3),
+        Measure(name="drift", title="Drift", sign=0, digits=3),
+        Measure(name="weight_change", title="Weight change", sign=0, digits=3),
         Measure(name="trainable", title="trained (k)", sign=-1, scale=1e3, digits=1, spreads=False),
         Measure(name="stored", title="stored (k)", sign=-1, scale=1e3, digits=1, spreads=False),
         Measure(name="growth", title="growth (k/task)", sign=-1, scale=1e3, digits=2, spreads=False),
@@ -65,6 +65,8 @@ MEASURES = {
     )
 }
 ACCURACIES = ("acc", "aaa")
+ORIGINS = ("learning", "forgetting", "drift", "weight_change")
+"""Where an accuracy comes from."""
 COSTS = ("trainable", "stored", "growth", "step_seconds", "images_per_second", "peak_memory")
 
 

@@ -35,7 +35,7 @@ def test_a_line_gives_difference_interval_and_both_ps(write_run: Write, tmp_path
     for seed, better in enumerate((7.0, 8.0, 9.0)):
         write_run("fmlora", seed, 70.0 + better)
         write_run("lora", seed, 70.0)
-    ((_, (grid,)), _) = report(tmp_path).sections()
+    ((_, (grid,)),) = report(tmp_path).sections()
     interval = "+5.52 to +10.48"  # 8 ± 4.3027 · 1 / √3
     assert grid.lines[0].texts == (
         "lora",
@@ -62,7 +62,7 @@ def test_one_seed_says_that_nothing_can_be_said(write_run: Write, tmp_path: Path
     for seed in range(2):
         write_run("fmlora", seed, 80.0)
         write_run("lora", seed, 70.0)
-    ((_, beside), _) = report(tmp_path).sections()
+    ((_, beside),) = report(tmp_path).sections()
     assert [note for grid in beside for note in grid.notes] == [
         "Fewer than 3 common seeds: nothing can be said about whether a difference is real."
     ]

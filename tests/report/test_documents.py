@@ -58,6 +58,13 @@ def test_a_result_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None
         fill_in(f"{DEMO}<!-- /table -->", tmp_path)
 
 
+def test_a_word_of_its_title_chooses_a_further_table() -> None:
+    page = fill_in("<!-- table:demo cost -->\n<!-- /table -->", REPOSITORY)
+    assert "| method | trained (k) | stored (k) |" in page
+    with pytest.raises(ValueError):
+        fill_in("<!-- table:demo nothing -->\n<!-- /table -->", REPOSITORY)
+
+
 def test_a_table_of_an_unfinished_grid_says_so(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / RESULTS / "demo", tmp_path / RESULTS / "demo")
     place = {"benchmark": "icons_mini", "scenario": "cil", "n_tasks": 5}

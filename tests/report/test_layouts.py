@@ -16,13 +16,17 @@ def titles(found: Report) -> list[str]:
     return [table.title for table in found.tables]
 
 
+STORED = {"parameters": {"stored": [1000]}}
+"""A field of runs whose costs are known, so that they have a table of costs."""
+
+
 def parts(drs: bool, tokens: int, **fields: object) -> dict[str, dict[str, object]]:
     return {"method": {"name": "fmlora", "rank": 16, "drs": drs, "prompt_tokens": tokens, **fields}}
 
 
 def test_benchmarks_have_the_papers_tables_and_others_one_of_their_own(write_run: Write, tmp_path: Path) -> None:
     for benchmark in ("domainnet", "cub200", "icons", "cifar100", "imagenet_r", "photos"):
-        write_run("lora", 0, 70.0, benchmark=benchmark)
+        write_run("lora", 0, 70.0, benchmark=benchmark, **STORED)
     found = make_report(read_runs([tmp_path]))
     assert [title for title in titles(found) if "cost" not in title] == [
         "Table 1: ImageNet-R",
@@ -41,7 +45,7 @@ def test_the_parts_of_fmlora_have_a_table_and_stay_out_of_the_comparison(write_r
         write_run("fmlora", 0, acc, recipe=parts(drs, tokens))
     write_run("fmlora", 0, 70.5, recipe=parts(False, 0, task_rank=4))
     write_run("fmlora", 0, 60.0, n_tasks=10, recipe=parts(True, 10))  # alone in its column: no ablation there
-    comparison, ablation, _ = make_report(read_runs([tmp_path])).tables
+    comparison, ablation = make_report(read_runs([tmp_path])).tables
     assert [(row.label, row.cells[0].text) for row in comparison.rows] == [("lora", "70.00"), ("fmlora", "74.00")]
     assert ablation.title == "parts of FM-LoRA, icons"
     assert [(row.label, row.cells[0].text) for row in ablation.rows] == [
@@ -56,7 +60,7 @@ def test_the_parts_of_fmlora_have_a_table_and_stay_out_of_the_comparison(write_r
 
 def test_an_ablation_alone_has_no_table_of_methods(write_run: Write, tmp_path: Path) -> None:
     for tokens in (0, 10):
-        write_run("fmlora", 0, 70.0, recipe=parts(True, tokens))
+        write_run("fmlora", 0, 70.0, recipe=parts(True, tokens), **STORED)
     found = make_report(read_runs([tmp_path]))
     assert titles(found) == ["parts of FM-LoRA, icons", "cost, icons"]
     assert [[row.label for row in table.rows] for table in found.tables] == [["F-LoRA + DRS", "F-LoRA + DRS + DMP"]] * 2
@@ -65,7 +69,7 @@ def test_an_ablation_alone_has_no_table_of_methods(write_run: Write, tmp_path: P
 def test_variants_with_the_same_parts_are_rows_by_what_differs(write_run: Write, tmp_path: Path) -> None:
     for acc, rank in ((70.0, 16), (71.0, 4)):
         write_run("fmlora", 0, acc, recipe=parts(True, 10, rank=rank))
-    (table, _) = make_report(read_runs([tmp_path])).tables
+    (table,) = make_report(read_runs([tmp_path])).tables
     assert [row.label for row in table.rows] == ["fmlora, rank=4", "fmlora, rank=16"]
 
 
@@ -100,6 +104,24 @@ def test_less_is_better_in_costs(write_run: Write, tmp_path: Path) -> None:
         write_run(method, 0, 70.0, parameters={"stored": [stored * 1000]})
     (_, table) = make_report(read_runs([tmp_path])).tables
     assert {row.label: row.cells[0].mark for row in table.rows} == {"lora": "best", "fmlora": "second", "sdlora": ""}
+
+
+def test_where_accuracies_come_from_has_a_table_in_which_movement_is_neither_good_nor_bad(
+    write_run: Write, tmp_path: Path
+) -> None:
+    for method, new, old in (("lora", 90.0, 40.0), ("fmlora", 80.0, 60.0), ("frozen", 70.0, 65.0)):
+        metrics = {"acc": (new + old) / 2, "aaa": 50.0, "forgetting": new - old, "bwt": old - new}
+        matrix = [[new], [old, new]]
+        write_run(method, 0, 0.0, n_tasks=2, metrics=metrics, accuracy_matrix=matrix, drift=[0.0, 0.1 * new])
+    (_, table) = make_report(read_runs([tmp_path])).tables
+    assert (table.title, table.rows[0].section) == ("learning and forgetting, icons", "icons N=2")
+    assert [head.title for head in table.heads] == ["Learning", "Forgetting", "Drift"]
+    found = {row.label: [(cell.text, cell.mark) for cell in row.cells] for row in table.rows}
+    assert found == {
+        "lora": [("90.00", "best"), ("50.00", "second"), ("9.000", "")],
+        "fmlora": [("80.00", "second"), ("20.00", "best"), ("8.000", "")],
+        "frozen": [("70.00", ""), ("5.00", ""), ("7.000", "")],
+    }
 
 
 def test_any_grouping_has_rows_columns_and_metrics_by_name(write_run: Write, tmp_path: Path) -> None:

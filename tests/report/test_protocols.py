@@ -45,7 +45,7 @@ def test_columns_of_one_benchmark_may_differ_in_the_number_of_tasks_only(write_r
 def test_columns_of_several_benchmarks_may_differ_in_what_the_data_bring(write_run: Write, tmp_path: Path) -> None:
     write_run("lora", 0, 70.0, benchmark="cifar100", shared={"split": "one", "test_images": 7})
     write_run("lora", 0, 60.0, benchmark="cub200", shared={"split": "other"})
-    (table, _) = make_report(read_runs([tmp_path])).tables
+    (table,) = make_report(read_runs([tmp_path])).tables
     assert [head.group for head in table.heads[::2]] == ["cifar100 N=5", "cub200 N=5"]
     write_run("lora", 0, 60.0, benchmark="cub200", n_tasks=10, shared={"split": "third"})
     assert "split is 'other' in the first and 'third' in the second" in refusal(tmp_path)

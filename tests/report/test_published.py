@@ -62,7 +62,7 @@ def test_other_benchmarks_and_other_measures_have_none(write_run: Write, tmp_pat
 
 def test_they_stand_beside_the_table_with_their_sources(write_run: Write, tmp_path: Path) -> None:
     found(write_run, tmp_path)
-    ((_, grids), _) = make_report(read_runs([tmp_path])).sections()
+    ((_, grids),) = make_report(read_runs([tmp_path])).sections()
     grid = next(grid for grid in grids if grid.title == "Published numbers, ImageNet-R")
     assert grid.lines[0].texts == (
         "sdlora",
