@@ -20,12 +20,10 @@ from cluster.output import open_output
 from cluster.trial import RunProcess, Trial, _unfit, start_run
 from fmlora_dist.errors import UserError
 
-__all__ = ["Ranks", "launched"]
+__all__ = ["RankLostError", "Ranks", "launched"]
 
 _SIOCGIFADDR = 0x8915
 """Linux: get the address of an interface."""
-_LOST = -9
-"""Exit code of a process whose worker was lost."""
 
 
 def launched(rank: int, size: int, address: str, port: int) -> dict[str, str]:
@@ -40,6 +38,10 @@ def launched(rank: int, size: int, address: str, port: int) -> dict[str, str]:
     if interface and "GLOO_SOCKET_IFNAME" not in os.environ:
         told["GLOO_SOCKET_IFNAME"] = interface  # gloo would go by the host name, which may mean 127.0.0.1
     return told
+
+
+class RankLostError(Exception):
+    """The Ray worker of one of a run's processes is gone, by itself or with its node."""
 
 
 class Ranks(Sequence[Any]):
@@ -60,7 +62,7 @@ class Ranks(Sequence[Any]):
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
             ).remote()
             code = handle.run.remote(trial, rank, size, address, port)
-            self._processes.append(_Remote(handle, code))
+            self._processes.append(_Remote(rank, handle, code))
 
     def __len__(self) -> int:
         return len(self._processes)
@@ -93,11 +95,16 @@ class _Rank:
 class _Remote:
     """A process in another bundle, as ``supervise`` takes it."""
 
-    def __init__(self, actor: Any, code: Any):
-        self._actor, self._code = actor, code
+    def __init__(self, rank: int, actor: Any, code: Any):
+        self._rank, self._actor, self._code = rank, actor, code
 
     def poll(self) -> int | None:
-        """Its exit code, or None while it works. Raises ``UserError`` when its host is no place for runs."""
+        """Its exit code, or None while it works.
+
+        Raises:
+            UserError: its host is no place for runs.
+            RankLostError: its worker is gone.
+        """
         ready, _ = ray.wait([self._code], timeout=0)
         if not ready:
             return None
@@ -106,9 +113,9 @@ class _Remote:
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError):
                 raise error.cause from error
-            return _LOST
-        except ray.exceptions.RayError:
-            return _LOST
+            raise RankLostError(f"process {self._rank} failed to start: {error.cause}") from error
+        except ray.exceptions.RayError as error:
+            raise RankLostError(f"the Ray worker of process {self._rank} was lost") from error
 
     def stop(self) -> None:
         with contextlib.suppress(ray.exceptions.RayError):

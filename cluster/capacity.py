@@ -1,7 +1,8 @@
 """What there is to run on: this machine's cores, a cluster's nodes, and what an autoscaler may add to them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from fmlora_dist.errors import UserError
 if TYPE_CHECKING:
     from cluster.plan import PlannedRun
 
-__all__ = ["check_requests", "cluster_nodes", "local_cores", "nodes_to_come"]
+__all__ = ["Coming", "check_requests", "cluster_nodes", "local_cores", "nodes_to_come"]
 
 Node = dict[str, float]
 _BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
@@ -38,25 +39,41 @@ def cluster_nodes() -> list[Node]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def nodes_to_come(bootstrap: Path = _BOOTSTRAP) -> list[Node]:
-    """All nodes that the autoscaler of the cluster at RAY_ADDRESS may have at once; empty where there is none."""
+@dataclass(frozen=True)
+class Coming:
+    """The nodes that an autoscaler may have: a head, and a number of workers of several types."""
+
+    head: Node = field(default_factory=dict)
+    workers: list[Node] = field(default_factory=list)
+    """As many of each type as there may be of it."""
+    most_workers: int = 0
+    """Of all types together."""
+
+    def best(self, bundle: Mapping[str, float]) -> list[Node]:
+        """Those that have room for the most bundles."""
+        ranked = sorted(self.workers, key=lambda node: -fitting([node], bundle))
+        return [self.head, *ranked[: self.most_workers]]
+
+
+def nodes_to_come(bootstrap: Path = _BOOTSTRAP) -> Coming:
+    """What the autoscaler of the cluster at RAY_ADDRESS may add; nothing where there is none."""
     if os.environ.get("RAY_ADDRESS", "local") == "local":
-        return []  # even on a cluster's head: a Ray of this machine alone stays alone
+        return Coming()  # even on a cluster's head: a Ray of this machine alone stays alone
     try:
         config: Any = yaml.safe_load(bootstrap.expanduser().read_text(encoding="utf-8"))
         types = config["available_node_types"]
         head, most = config.get("head_node_type"), int(config.get("max_workers", 2))
-        nodes = [
-            dict(kind.get("resources") or {})
+        nodes = {
+            name: {resource: float(amount) for resource, amount in (kind.get("resources") or {}).items()}
             for name, kind in types.items()
-            for _ in range(1 if name == head else min(most, int(kind.get("max_workers", most))))
-        ]
+        }
+        counts = {name: min(most, int(kind.get("max_workers", most))) for name, kind in types.items() if name != head}
     except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError, AttributeError):
-        return []
-    return [{name: float(amount) for name, amount in node.items()} for node in nodes]
+        return Coming()
+    return Coming(nodes.get(head, {}), [nodes[name] for name, count in counts.items() for _ in range(count)], most)
 
 
-def check_requests(runs: "Sequence[PlannedRun]", now: Sequence[Node], to_come: Sequence[Node]) -> int:
+def check_requests(runs: "Sequence[PlannedRun]", now: Sequence[Node], to_come: Coming) -> int:
     """How many of the runs work at once, as far as the nodes that are there now tell.
 
     Raises:
@@ -65,8 +82,8 @@ def check_requests(runs: "Sequence[PlannedRun]", now: Sequence[Node], to_come: S
     at_once: list[int] = []
     for needs in dict.fromkeys(run.resources for run in runs):
         bundle, count = needs.bundle(), needs.n_processes
-        if max(fitting(now, bundle), fitting(to_come, bundle)) < count:
-            nodes = max(now, to_come, key=lambda nodes: fitting(nodes, bundle))
+        nodes = max(now, to_come.best(bundle), key=lambda nodes: fitting(nodes, bundle))
+        if fitting(nodes, bundle) < count:
             asked = " and ".join(f"{amount * count:g} {_LABELS[name]}" for name, amount in bundle.items())
             there = " and ".join(f"{sum(node.get(name, 0.0) for node in nodes):g} {_LABELS[name]}" for name in bundle)
             largest = " and ".join(

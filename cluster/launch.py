@@ -1,5 +1,6 @@
 """``fmlora grid``: what is not complete of a grid is run, or its plan is printed."""
 
+import os
 import shlex
 import time
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from cluster.journal import Journal
 from cluster.output import Output, open_output
 from cluster.plan import Grid, PlannedRun, load_grid, plan_runs
 from cluster.simulate import fitting, makespan
+from cluster.track import check_trackers, make_trackers
 from cluster.watch import show_duration
 from fmlora_dist.errors import UserError
 from fmlora_dist.report import FOLDER, Column, Planned, make_report, name_files, print_report, read_runs, write_report
@@ -84,6 +86,7 @@ def run_grid(name_or_path: str, out: Path | str, console: Console, options: Opti
     """
     options = options or Options()
     grid = load_grid(name_or_path)
+    check_trackers(options.trackers)
     with open_output(out).opened() as output:
         return _run_grid(name_or_path, grid, output, console, options)
 
@@ -108,6 +111,8 @@ def _run_grid(name_or_path: str, grid: Grid, output: Output, console: Console, o
             journal.write("stop")
             ready = sum(run.finished for run in runs)
             again = shlex.join(["fmlora", "grid", name_or_path, "--out", output.where, *options.words()])
+            if address := os.environ.get("RAY_ADDRESS"):  # without it, the command would start a Ray of its own
+                again = f"RAY_ADDRESS={shlex.quote(address)} {again}"
             console.print(
                 f"stopped, {ready} of {len(runs)} runs are done; start the same command again to go on from the last "
                 f"checkpoints: {again}",
@@ -136,6 +141,7 @@ def print_plan(name_or_path: str, out: Path | str, console: Console, options: Op
         UserError: a grid that cannot be run, or that asks for more than the cluster has.
     """
     grid = load_grid(name_or_path)
+    check_trackers(options.trackers)
     with open_output(out).opened() as output:
         return _print_plan(grid, output.folder, console, options, cluster)
 
@@ -171,7 +177,6 @@ def _work(
 ) -> dict[str, str]:
     """Run ``waiting``, and what another grid works on once that is free. Gives the failed ones, with reasons."""
     from cluster.place import Placing, place  # Ray takes seconds to import, and a finished grid does without it
-    from cluster.track import make_trackers
 
     def warn(text: str) -> None:
         _say(console, text, "yellow")

@@ -5,6 +5,7 @@ Ray is a servant: the record is the run directories. Its state lies in a scratch
 
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from cluster.output import Output
 from cluster.servant import ray_cluster, scratch_folder
 from cluster.track import Tracker
 from cluster.trial import Outcome, Trial, run_trial
-from cluster.watch import RunState, Watch
+from cluster.watch import LOST, MEMORY, RunState, Watch
 from fmlora_dist import __version__
 from fmlora_dist.errors import UserError
 
@@ -115,7 +116,7 @@ class _Desk:
                 self._outcomes[name] = outcome
                 self._result(state, name, outcome)
             else:  # "again" or "error": Ray will try it again, or no more
-                code, message = self._last(name)
+                code, message = self._last(name) or (None, outcome.get("message", LOST))
                 (state.again if kind == "again" else state.end)(code, message)
                 self._write("retry" if kind == "again" else "failed", name, state)
 
@@ -131,10 +132,10 @@ class _Desk:
             state.end(outcome["exit_code"], outcome["message"])
             self._write("done" if status == "done" else "failed", name, state)
 
-    def _last(self, name: str) -> tuple[int | None, str]:
-        """(exit code, message) of the run's last end; (None, "") when it ended with its worker."""
+    def _last(self, name: str) -> tuple[int, str] | None:
+        """(exit code, message) of the run's last end; None when it ended with its worker."""
         outcome = self._outcomes.pop(name, None)
-        return (outcome["exit_code"], outcome["message"]) if outcome else (None, "")
+        return (outcome["exit_code"], outcome["message"]) if outcome else None
 
     def _write(self, event: str, name: str, state: RunState) -> None:
         facts: dict[str, Any] = {"acc": state.acc, "resumed": state.resumed}
@@ -142,7 +143,7 @@ class _Desk:
             facts["seconds"] = round(state.seconds, 2)
         if event != "done":
             facts["message"] = state.message
-        host = self._outcomes.get(name, {}).get("host")
+        host = self._outcomes.get(name, {}).get("host") or state.host
         self.journal.write(event, run=name, **facts, **({"host": host} if host else {}))
 
 
@@ -188,10 +189,10 @@ class _Tuning(threading.Thread):
                 self._put("result", trial, {name: result[name] for name in Outcome.__annotations__})
 
             def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-                self._put("again", trial)
+                self._put("again", trial, {"message": _why_lost(trial.get_pickled_error())})
 
             def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-                self._put("error", trial)
+                self._put("error", trial, {"message": _why_lost(trial.get_pickled_error())})
 
         return tune.Tuner(
             tune.with_resources(run_trial, _needs),
@@ -207,6 +208,11 @@ class _Tuning(threading.Thread):
                 failure_config=tune.FailureConfig(max_failures=self.retries),
             ),
         )
+
+
+def _why_lost(error: Exception | None) -> str:
+    """Of a run that has ended with its worker. Ray ends one when the memory of its node is nearly used up."""
+    return f"{LOST}: Ray ended it for want of memory; {MEMORY}" if re.search("OOM|memory", str(error)) else LOST
 
 
 def _needs(config: dict[str, Any]) -> Any:

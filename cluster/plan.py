@@ -33,9 +33,9 @@ class Resources(BaseModel):
 
     model_config = _MODEL
 
-    cpus: Annotated[float, Field(gt=0)] | None = None
+    cpus: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     """CPU cores, shared out over the run's processes; empty: one for each."""
-    gpus: Annotated[float, Field(ge=0)] = 0
+    gpus: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0
     """GPUs: a fraction shares one with other runs, more than one make as many processes."""
     memory: str = ""
     """Memory, such as 16GiB. Ray places runs by it and does not enforce it; empty: it is not counted."""
@@ -208,7 +208,7 @@ def load_grid(name_or_path: str) -> Grid:
         path = _shipped() / f"{name_or_path}.yaml"
     values = read_yaml(path, "grid")
     try:
-        return Grid.model_validate({"name": path.stem, **values})
+        return Grid.model_validate({**values, "name": values.get("name") or path.stem})
     except ValidationError as error:
         raise UserError(f"grid {path.name}: {explain(error, Grid)}") from error
 
@@ -335,6 +335,8 @@ def _data_root(parent: str, benchmark: str) -> str:
     spec = get_benchmark(benchmark)
     name = spec.cut.of if spec.cut else spec.name
     remote = "://" in parent
+    if not remote and not Path(parent).is_dir():
+        raise UserError(f"data_root: found no folder {parent}; give the one that holds a folder of shards a benchmark")
     place = f"{parent.rstrip('/')}/{name}" if remote else str(Path(parent, name))
     return "" if spec.embedded and (remote or not Path(place).is_dir()) else place
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from cluster.watch import RunState
 from fmlora_dist.errors import UserError, nearest
 
-__all__ = ["TRACKERS", "Tracker", "figures", "make_trackers"]
+__all__ = ["TRACKERS", "Tracker", "check_trackers", "figures", "make_trackers"]
 
 
 class Tracker(Protocol):
@@ -165,12 +165,8 @@ TRACKERS = ("wandb", "mlflow")
 """What ``--tracker`` takes beside TensorBoard, which is always there; also the names of their packages."""
 
 
-def make_trackers(names: Sequence[str], grid: str, out: Path, warn: Callable[[str], None]) -> list[Tracker]:
-    """TensorBoard, and those asked for.
-
-    Raises:
-        UserError: an unknown one, or one whose package is not installed.
-    """
+def check_trackers(names: Sequence[str]) -> None:
+    """Raises ``UserError`` for an unknown one, or one whose package is not installed."""
     for name in names:
         if name not in TRACKERS:
             raise UserError(f"tracker: unknown '{name}': {nearest(name, TRACKERS)}")
@@ -180,6 +176,10 @@ def make_trackers(names: Sequence[str], grid: str, out: Path, warn: Callable[[st
             raise UserError(
                 f"tracker: '{name}' is not installed here ({error}); pip install {name}, or leave --tracker out"
             ) from error
+
+
+def make_trackers(names: Sequence[str], grid: str, out: Path, warn: Callable[[str], None]) -> list[Tracker]:
+    """TensorBoard, and those asked for, which ``check_trackers`` has let pass."""
     asked: dict[str, Callable[[], Tracker]] = {
         "wandb": lambda: Wandb(warn, grid, out),
         "mlflow": lambda: MLflow(warn, grid),

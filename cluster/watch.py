@@ -15,12 +15,14 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-__all__ = ["Follower", "RunState", "Watch", "show_duration"]
+__all__ = ["LOST", "MEMORY", "Follower", "RunState", "Watch", "show_duration"]
 
 _STYLES = {"running": "cyan", "failed": "red", "done": "green", "elsewhere": "yellow", "waiting": "dim"}
 """Of each status; where not all runs fit the terminal, those of an earlier one are shown first."""
 _BEGINNING = {"task": 1, "epoch": 0}
-_MEMORY = " (out of memory? use fewer runs at once, by resources.memory, or a smaller --batch-size or --cache-budget)"
+MEMORY = "use fewer runs at once, by resources.memory, or a smaller --batch-size or --cache-budget"
+"""What to do when memory runs out."""
+LOST = "its Ray worker was lost"
 _BORDERS = 8
 """Lines of a terminal that are not rows of the table."""
 
@@ -74,6 +76,8 @@ class RunState:
     started: float | None = None
     seconds: float | None = None
     """How long it took, once it is done."""
+    host: str = ""
+    """Where it works, or last did, as far as it has said it."""
     resumed: bool = False
     """Whether it went on from a checkpoint, or was started more than once."""
     listeners: list[Callable[[dict[str, Any]], None]] = field(default_factory=list)
@@ -91,6 +95,7 @@ class RunState:
             self.n_tasks = event.get("n_tasks", self.n_tasks)
             if kind == "start":
                 self.message = ""  # of an earlier attempt
+                self.host = str(event.get("host", ""))
                 self.resumed = self.resumed or event.get("resumed_at", _BEGINNING) != _BEGINNING
             elif kind == "progress":
                 self.task = event.get("task", self.task)
@@ -110,6 +115,7 @@ class RunState:
         """It was given its place."""
         self.status, self.started = "running", time.monotonic()
         self.images_per_second = self.seconds_left = None  # what an earlier start left behind is no news
+        self.host = ""
 
     def end(self, exit_code: int | None, message: str = "") -> None:
         """Its process has ended (with a negative code: by a signal; None: with its worker)."""
@@ -128,12 +134,14 @@ class RunState:
     def _stop(self, exit_code: int | None, message: str) -> None:
         self.update()
         self.seconds = None if self.started is None else time.monotonic() - self.started
-        if exit_code is None:
-            self.message = "its Ray worker was lost"
-        elif message:
+        if message:
             self.message = message
+        elif exit_code is None:
+            self.message = LOST
         elif exit_code < 0:
-            self.message = f"it was ended by signal {-exit_code}" + (_MEMORY if exit_code == -9 else "")
+            self.message = f"it was ended by signal {-exit_code}" + (
+                f" (out of memory? {MEMORY})" if exit_code == -9 else ""
+            )
         elif exit_code > 0:
             self.message = self.message or _last_line(self.folder / "log.txt") or f"exit code {exit_code}"
 

@@ -103,7 +103,7 @@ class RunConfig(BaseModel):
     """auto, cpu, cuda or cuda:N."""
     deepspeed: str = "zero0"
     """DeepSpeed's config in several processes: zero0 (plain data parallel), zero1, zero2, zero3, or a JSON file."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(None, ge=1, le=1024)
     """CPU threads of each process; empty: all cores, shared out over the processes."""
     workers: int = Field(2, ge=0)
     """Threads that read, decode and crop images."""
@@ -209,7 +209,7 @@ def read_yaml(path: Path, what: str = "config") -> dict[str, Any]:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{what}: cannot read {path}: {error.strerror}; give an existing YAML file") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # no text, or a date that there is not
         raise UserError(f"{what}: {path} is no YAML: {error}") from error
     if not isinstance(values, dict):
         raise UserError(f"{what}: {path} holds a {type(values).__name__}, expected fields and values")
@@ -271,7 +271,12 @@ def parse_config(argv: Sequence[str], *, prog: str) -> tuple[RunConfig, argparse
         values["method"] = {"name": name}  # another method's fields would only be unknown ones
     model = _model_for(values["method"]["name"])
     flags = _parse_flags(_commas_to_json(rest, model), model, _Parser(prog=prog, parents=[beside], allow_abbrev=False))
-    return make_config(merge(values, flags)), arguments
+    told = merge(values, flags)
+    there = arguments.out / "config.yaml" if arguments.out else None
+    if arguments.resume and there and there.is_file():
+        # Under another number of processes each would have another number of threads, which is another run.
+        told.setdefault("threads", read_yaml(there).get("threads"))
+    return make_config(told), arguments
 
 
 def _spelling(word: str) -> str:

@@ -16,7 +16,7 @@ from fmlora_dist.errors import UserError
 from fmlora_dist.method import Method
 from fmlora_dist.record import RunDirectory
 from fmlora_dist.registry import get_method
-from fmlora_dist.run import restore
+from fmlora_dist.restore import restore
 from fmlora_dist.vit.backbone import Backbone
 
 if TYPE_CHECKING:

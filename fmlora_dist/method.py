@@ -67,7 +67,7 @@ class MethodInfo:
 class MethodConfig(BaseModel):
     """Hyperparameters that every method has; each method's config adds its own."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     name: str = ""
     """Registered name of the method."""

@@ -16,6 +16,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -29,7 +30,7 @@ from fmlora_dist import __version__
 from fmlora_dist.config import RunConfig, make_config, read_yaml
 from fmlora_dist.errors import InUseError, UserError
 
-__all__ = ["SCHEMA", "RunDirectory", "build_result", "load_result", "write_atomically"]
+__all__ = ["SCHEMA", "Position", "RunDirectory", "build_result", "load_result", "write_atomically"]
 
 SCHEMA = 1
 _FIELDS = {"benchmark": str, "method": str, "n_tasks": int, "seed": int, "metrics": dict}
@@ -228,10 +229,30 @@ class RunDirectory:
             with safe_open(self.checkpoint_file, framework="pt") as file:
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
                 return tensors, json.loads(file.metadata()["position"])
-        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
             raise UserError(
                 f"checkpoint: {self.checkpoint_file} is damaged ({error}); remove it to start the run anew"
             ) from error
+
+
+@dataclass
+class Position:
+    """How far a run is, and what it has measured; JSON in the checkpoint."""
+
+    protocol: str = ""
+    """Hash of the shared protocol that the run was started under."""
+    task: int = 1
+    begun: bool = False
+    epoch: int = 0
+    accuracy_matrix: list[list[float]] = field(default_factory=list)
+    drift: list[float] = field(default_factory=list)
+    trainable: list[int] = field(default_factory=list)
+    stored: list[int] = field(default_factory=list)
+    steps: list[int] = field(default_factory=list)
+    train_seconds: list[float] = field(default_factory=list)
+    diagnostics: list[dict[str, float]] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory: int = 0
 
 
 def load_result(file: Path) -> dict[str, Any]:
@@ -260,7 +281,7 @@ def load_result(file: Path) -> dict[str, Any]:
 
 def build_result(
     config: RunConfig,
-    position: Any,
+    position: Position,
     *,
     metrics: dict[str, Any],
     protocol: dict[str, Any],

@@ -1,11 +1,11 @@
 """One run from config to result; the only place that knows the order of events."""
 
 import math
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any, NoReturn, TypeVar, cast
 
 import torch
@@ -20,11 +20,10 @@ from fmlora_dist.errors import UserError
 from fmlora_dist.method import Method, ParameterGroup
 from fmlora_dist.metrics import summarize
 from fmlora_dist.protocol import describe
-from fmlora_dist.record import RunDirectory, build_result
-from fmlora_dist.registry import get_method
-from fmlora_dist.vit.backbone import Pretrained, load_backbone
+from fmlora_dist.record import Position, RunDirectory, build_result
+from fmlora_dist.restore import make_method, part_of, take_over
 
-__all__ = ["Run", "check_tasks", "evaluate", "restore"]
+__all__ = ["Run", "check_tasks", "evaluate"]
 
 T = TypeVar("T")
 
@@ -32,26 +31,6 @@ _CHECK_EVERY = 50
 """Steps after which losses are looked at (the device is not waited for in between)."""
 _DRIFT_IMAGES = 256
 """Test images of task 1 on which the drift of features is measured."""
-
-
-@dataclass
-class Position:
-    """How far a run is, and what it has measured; JSON in the checkpoint."""
-
-    protocol: str = ""
-    """Hash of the shared protocol that the run was started under."""
-    task: int = 1
-    begun: bool = False
-    epoch: int = 0
-    accuracy_matrix: list[list[float]] = field(default_factory=list)
-    drift: list[float] = field(default_factory=list)
-    trainable: list[int] = field(default_factory=list)
-    stored: list[int] = field(default_factory=list)
-    steps: list[int] = field(default_factory=list)
-    train_seconds: list[float] = field(default_factory=list)
-    diagnostics: list[dict[str, float]] = field(default_factory=list)
-    seconds: dict[str, float] = field(default_factory=dict)
-    peak_memory: int = 0
 
 
 class Run:
@@ -64,7 +43,7 @@ class Run:
         self.config, self.world = config, world
         self.data = RunData(config, world)
         self.precision = Precision(config.train.precision, world)
-        self.pretrained, self.method = _make_method(config, self.data, world)
+        self.pretrained, self.method = make_method(config, self.data, world)
         self.joint = self.method.info.joint
         self.views = [self.data.joint()] if self.joint else [self.data.task(t + 1) for t in range(self.data.n_tasks)]
         self.steps = [self.data.stream(view).steps_per_epoch * self.epochs for view in self.views]
@@ -91,6 +70,7 @@ class Run:
             method=config.method.name,
             n_tasks=self.data.n_tasks,
             seed=config.seed,
+            host=socket.gethostname(),
             resumed_at={"task": self.position.task, "epoch": self.position.epoch},
         )
         self._count("start")
@@ -112,7 +92,7 @@ class Run:
             method.task = view.task
         else:
             self._seed(view, -1)
-            with self._timed("begin_task"):
+            with self._timed("begin_task"), self._sound("before"):
                 method.begin_task(view.task, data)
                 method.settle()
         groups = method.select_trainable()
@@ -133,7 +113,7 @@ class Run:
         position.steps.append(self.steps[view.task.number - 1] if engine else 0)
         position.train_seconds.append(position.seconds.get("train", 0.0) - sum(position.train_seconds))
         self._seed(view, position.epoch)
-        with self._timed("end_task"):
+        with self._timed("end_task"), self._sound("after"):
             method.end_task(data)
             method.settle()
         position.diagnostics.append(method.diagnostics())
@@ -189,6 +169,19 @@ class Run:
             "checkpoint is kept: start a run with a smaller --train.lr in another --out"
         )
 
+    @contextmanager
+    def _sound(self, when: str) -> Iterator[None]:
+        """What a method does before or after a task leaves finite numbers, or the run ends with the last checkpoint."""
+        where = f"what {self.config.method.name} does {when} task {self.position.task}"
+        ending = "the last good checkpoint is kept: start a run with a smaller --train.lr in another --out"
+        try:
+            yield
+        except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+            raise UserError(f"{where} fails: {str(error).splitlines()[0]}; {ending}") from error
+        for name, tensor in self.method.state_dict().items():
+            if not tensor.isfinite().all():
+                raise UserError(f"{where} leaves values in {name} that are not finite; {ending}")
+
     def _measure(self, view: TaskView) -> None:
         seen = self.data.n_tasks if self.joint else view.task.number
         self.position.accuracy_matrix.append(evaluate(self.method, self.data, self.precision, seen))
@@ -223,16 +216,9 @@ class Run:
         found = self._on_main(self.record.load_checkpoint)
         if found is None:
             return {}
-        tensors, position = found
-        if position["protocol"] != self.position.protocol:
-            raise UserError(
-                f"checkpoint: {self.record.folder} was trained on other backbone weights or other data than are there "
-                "now; restore them, or choose another --out"
-            )
-        self.position = Position(**position)
-        self._reference = tensors["reference"]
-        self.method.load_state_dict(_part(tensors, "method/"))
-        return _part(tensors, "optimizer/")
+        self.position = take_over(self.method, found, self.position.protocol, self.record.folder)
+        self._reference = found[0]["reference"]
+        return part_of(found[0], "optimizer/")
 
     def _finish(self) -> dict[str, Any]:
         metrics = summarize(self.position.accuracy_matrix, self.data.test_sizes)
@@ -356,42 +342,3 @@ def check_tasks(config: RunConfig) -> tuple[int, ...]:
         UserError: the benchmark's data are missing, or cannot be cut into these tasks.
     """
     return tuple(len(samples.train) for samples in RunData(config, World("cpu", config.threads)).sequence)
-
-
-def restore(folder: Path, *, device: str = "auto") -> tuple[Method, RunData, Precision]:
-    """The trained model of a complete run, with its data.
-
-    Raises:
-        UserError: the folder holds no run, or an unfinished one.
-    """
-    record = RunDirectory(folder)
-    config = record.config()
-    if not record.complete:
-        raise UserError(f"{folder}: the run is not complete; finish it with --resume first")
-    world = World(device, config.threads)
-    data = RunData(config, world)
-    pretrained, method = _make_method(config, data, world)
-    found = record.load_checkpoint()
-    if found is None:
-        raise UserError(f"{folder}: the run's checkpoint is missing; train it again")
-    if found[1]["protocol"] != describe(config, data, pretrained)["shared_hash"]:
-        raise UserError(f"{folder}: the run was trained on other backbone weights or other data; restore them")
-    method.load_state_dict(_part(found[0], "method/"))
-    return method, data, Precision(config.train.precision, world)
-
-
-def _make_method(config: RunConfig, data: RunData, world: World) -> tuple[Pretrained, Method]:
-    backbone = config.backbone
-    if not backbone.name and not backbone.weights:
-        update = {"name": data.spec.backbone_name, "weights": str(data.spec.backbone_weights)}
-        backbone = backbone.model_copy(update=update)
-    pretrained = load_backbone(backbone, image_size=data.spec.image_size)
-    data.normalise_as(pretrained.mean, pretrained.std)
-    cls = get_method(config.method.name)
-    assert config.train.lr is not None
-    method = cls(config.method, pretrained.model, lr=config.train.lr)
-    return pretrained, method.to(world.device).eval()
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -98,6 +98,14 @@ def test_a_field_of_another_method_is_refused() -> None:
         _parse("--method", "lora", "--method.drs", "true")
 
 
+def test_a_resumed_run_keeps_its_threads_unless_others_are_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("threads: 3\n")
+    words = ["--out", str(tmp_path), "--resume"]
+    assert parse_config(words, prog="fmlora run")[0].threads == 3
+    assert parse_config([*words, "--threads", "2"], prog="fmlora run")[0].threads == 2
+    assert parse_config(["--out", str(tmp_path / "none"), "--resume"], prog="fmlora run")[0].threads is not None
+
+
 def test_infinite_numbers_are_refused() -> None:
     with pytest.raises(UserError, match=r"train.lr: .*finite"):
         make_config({"train": {"lr": float("inf")}})

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.index import Index
+from fmlora_dist.method import TaskData
 from running import (
     REPOSITORY,
     Done,
@@ -59,6 +60,9 @@ def _assert_refused(done: Done, *parts: str) -> None:
         ("--method.drs maybe", ["method.drs: ", "boolean", "found 'maybe'"]),
         ("--train.lr -0.1", ["train.lr: ", "greater than 0", "found '-0.1'"]),
         ("--train.lr nan", ["train.lr: ", "finite", "found 'nan'"]),
+        ("--method.drs_price inf", ["method.drs_price: ", "finite", "found 'inf'"]),
+        ("--method sdlora --method.alpha 1e400", ["method.alpha: ", "finite"]),
+        ("--threads 100000", ["threads: ", "1024", "found '100000'"]),
         ("--batch_size 0", ["batch_size: ", "found '0'"]),
         ("--batch-size 0", ["batch_size: ", "found '0'"]),
         ("--device tpu", ["device: unknown 'tpu'; expected auto, cpu, cuda or cuda:N"]),
@@ -268,6 +272,24 @@ def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     _assert_refused(done, f"checkpoint: {out / 'checkpoint.safetensors'} is damaged")
 
 
+@pytest.mark.parametrize("damage", ["position", "field", "name"])
+def test_a_checkpoint_of_another_version_is_named(damage: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished("lora"), out)
+    tensors, position = checkpoint(out)
+    if damage == "position":
+        position = [position]
+    elif damage == "field":
+        position["unheard_of"] = 1
+    else:
+        tensors["method/unheard_of"] = tensors.pop("method/head.past_weight")
+    save_file(tensors, out / "checkpoint.safetensors", metadata={"position": json.dumps(position)})
+    _assert_refused(command_here(["evaluate", out]), f"checkpoint: that of {out} is damaged, or of another version")
+    (out / "result.json").unlink()
+    done = command_here([*run_arguments(out, method="lora"), "--resume"])
+    _assert_refused(done, f"checkpoint: that of {out} is damaged, or of another version")
+
+
 def test_evaluate_refuses_what_is_no_complete_run(tmp_path: Path) -> None:
     _assert_refused(command_here(["evaluate", tmp_path]), "is no run directory")
     out = tmp_path / "run"
@@ -317,6 +339,24 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_task_and_step(tmp_pat
     assert (position["task"], position["epoch"]) == (1, 0)
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert events(out)[-1]["event"] == "error"
+
+
+def test_what_a_method_does_after_a_task_must_be_finite_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from baselines.simplecil import SimpleCil
+
+    usual = SimpleCil.end_task
+
+    def spoilt(method: SimpleCil, data: TaskData) -> None:
+        usual(method, data)
+        if method.task and method.task.number == 2:
+            method.head.past_weight[0, 0] = torch.nan
+
+    monkeypatch.setattr(SimpleCil, "end_task", spoilt)
+    done = command_here(run_arguments(tmp_path / "run", method="simplecil"))
+    assert done.code == 2 and done.err.count("\n") == 1, done.err
+    assert "what simplecil does after task 2 leaves values in head.past_weight that are not finite" in done.err
+    tensors, position = checkpoint(tmp_path / "run")
+    assert position["task"] == 2 and all(tensor.isfinite().all() for tensor in tensors.values())
 
 
 def test_parameters_that_overflow_in_an_epochs_last_step_are_not_saved(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from fmlora_dist.method import Method
 from fmlora_dist.registry import list_methods
-from fmlora_dist.run import restore
+from fmlora_dist.restore import restore
 from running import finished
 
 BATCHES = (1, 7, 128)

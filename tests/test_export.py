@@ -29,7 +29,7 @@ from fmlora_dist.card import LOADING
 from fmlora_dist.errors import UserError
 from fmlora_dist.export import PlainModel, timm_input
 from fmlora_dist.registry import get_method, list_benchmarks, list_methods
-from fmlora_dist.run import restore
+from fmlora_dist.restore import restore
 from fmlora_dist.vit.backbone import BackboneConfig, load_backbone
 from running import command, command_here, finished, result, run_arguments, scratch, tiny_data
 

@@ -10,7 +10,8 @@ from fmlora_dist.distributed import World
 from fmlora_dist.errors import UserError
 from fmlora_dist.metrics import summarize
 from fmlora_dist.registry import list_methods
-from fmlora_dist.run import Run, evaluate, restore
+from fmlora_dist.restore import restore
+from fmlora_dist.run import Run, evaluate
 from running import assert_same_run, checkpoint, command, finished, result, run_arguments, tiny_data
 from tiny_benchmark import tiny_arguments
 

@@ -13,7 +13,7 @@ from fmlora_dist.data import RunData
 from fmlora_dist.distributed import World
 from fmlora_dist.errors import UserError
 from fmlora_dist.protocol import describe
-from fmlora_dist.run import restore
+from fmlora_dist.restore import restore
 from fmlora_dist.vit.backbone import load_backbone
 from running import assert_same_run, checkpoint, command, result, run_arguments, tiny_data
 from tiny_benchmark import tiny_arguments

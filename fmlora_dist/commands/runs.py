@@ -61,8 +61,8 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file, too")
     arguments = parser.parse_args(argv)
+    from fmlora_dist.restore import restore
     from fmlora_dist.run import evaluate as measure
-    from fmlora_dist.run import restore
 
     method, data, precision = restore(arguments.run, device=arguments.device)
     per_task = measure(method, data, precision, data.n_tasks, batch_size=arguments.batch_size)

@@ -30,7 +30,7 @@ RANDOM = "random"
 class BackboneConfig(BaseModel):
     """Which ViT, and from which weights."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     name: str = ""
     """Full timm tag, such as vit_base_patch16_224.augreg_in21k; empty: the benchmark's own backbone."""
@@ -90,11 +90,16 @@ def load_backbone(config: BackboneConfig, *, image_size: int) -> Pretrained:
         raise UserError("backbone.name: none given, and the weights do not name their architecture; give a timm tag")
     options = described.get("kwargs", {}) | config.options
     sizes = {"img_size": image_size, "num_classes": 0}
+    if told := config.options.keys() & sizes.keys():
+        raise UserError(f"backbone.options: found {min(told)}, which is the benchmark's matter; leave it out")
     model = _create(name, options | sizes, pretrained=config.weights == "")
     if state is not None:
         _load(model, state, path)
     elif config.weights not in ("", RANDOM):
         _load_npz(model, path) if path.suffix == ".npz" else _load(model, _read_pickle(model, path), path)
+    broken = [key for key, value in model.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise UserError(f"backbone.weights: {path} holds values that are not finite ({broken[0]}); give sound weights")
     mean, std = _normalisation(config, model, stated)
     model.eval()
     n_parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -134,6 +139,8 @@ def _create(name: str, options: dict[str, Any], *, pretrained: bool) -> Backbone
         raise UserError(
             f"backbone.name: {name} is a {type(model).__name__}, not a VisionTransformer; choose a timm ViT"
         )
+    if not len(model.blocks):
+        raise UserError(f"backbone: {name} with {options} has no blocks; choose a depth of at least 1")
     return model
 
 
@@ -142,9 +149,25 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
             stated = {key: json.loads(value) for key, value in (file.metadata() or {}).items() if value[:1] in "{["}
-    except (SafetensorError, json.JSONDecodeError) as error:
-        raise UserError(f"backbone.weights: {path} is no safetensors file: {error}") from error
+        _check_stated(stated)
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"backbone.weights: {path} is no safetensors file of ours or timm's: {error}") from error
     return state, stated
+
+
+def _check_stated(stated: dict[str, Any]) -> None:
+    """Raises ``ValueError`` when what the metadata say of architecture or normalisation cannot be read."""
+    made = stated.get("timm_create_model", {})
+    if not isinstance(made, dict) or not isinstance(made.get("model_name", ""), str):
+        raise ValueError("its timm_create_model should be an object with model_name and kwargs")
+    if not isinstance(made.get("kwargs", {}), dict):
+        raise ValueError("the kwargs of its timm_create_model should be an object")
+    facts = stated.get("normalisation")
+    if facts is not None:
+        numbers = [facts.get(name) for name in ("mean", "std")] if isinstance(facts, dict) else [None]
+        for each in numbers:
+            if not isinstance(each, list) or len(each) != 3 or not all(isinstance(n, (int, float)) for n in each):
+                raise ValueError("its normalisation should hold mean and std, three numbers each")
 
 
 def _load(model: Backbone, state: dict[str, Tensor], path: Path) -> None:

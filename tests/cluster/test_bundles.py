@@ -7,7 +7,7 @@ import pytest
 import ray
 from rich.console import Console
 
-from cluster.bundles import _Rank, _Remote
+from cluster.bundles import RankLostError, _Rank, _Remote
 from cluster.servant import ray_cluster, scratch_folder
 from cluster.trial import Trial
 from fmlora_dist import __version__
@@ -36,10 +36,11 @@ def test_a_process_refuses_where_the_package_is_another_and_dies_with_its_worker
     )
     with scratch_folder() as scratch, ray_cluster(scratch, Console(quiet=True)):
         actor = ray.remote(_Rank).remote()
-        process = _Remote(actor, actor.run.remote(trial, 1, 2, "127.0.0.1", 1))
+        process = _Remote(1, actor, actor.run.remote(trial, 1, 2, "127.0.0.1", 1))
         with pytest.raises(UserError, match=f"has fmlora-dist {__version__}, but the grid was started by 0.0.1"):
             _ended(process)
         assert not (tmp_path / "runs" / "x").exists()
         process.stop()
-        lost = _Remote(actor, actor.run.remote(trial, 1, 2, "127.0.0.1", 1))
-        assert _ended(lost) == -9
+        lost = _Remote(1, actor, actor.run.remote(trial, 1, 2, "127.0.0.1", 1))
+        with pytest.raises(RankLostError, match="process 1 was lost"):
+            _ended(lost)

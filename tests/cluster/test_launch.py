@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cluster.estimate import Profile, estimate, load_profile
 from cluster.journal import Journal
-from cluster.launch import Cluster, Options, print_plan
+from cluster.launch import Cluster, Options, print_plan, run_grid
 from cluster.plan import PlannedRun, load_grid, plan_runs
 from fmlora_dist.errors import UserError
 
@@ -117,7 +117,12 @@ def test_a_simulated_cluster_that_is_too_small_is_refused(tmp_path: Path) -> Non
 
 
 def test_an_unknown_tracker_or_one_that_is_not_installed_is_refused(tmp_path: Path) -> None:
-    from cluster.track import make_trackers
+    from cluster.track import check_trackers
 
     with pytest.raises(UserError, match="unknown 'wandbb': did you mean 'wandb'"):
-        make_trackers(["wandbb"], "mine", tmp_path, print)
+        check_trackers(["wandbb"])
+    name, options = write_grid(tmp_path), Options(trackers=["wandbb"])
+    for start in (run_grid, lambda *given: print_plan(*given, Cluster())):
+        with pytest.raises(UserError, match="unknown 'wandbb'"):
+            start(name, tmp_path / "out", Console(file=io.StringIO()), options)
+    assert not (tmp_path / "out").exists(), "before anything is written"

@@ -175,6 +175,8 @@ def test_a_data_root_holds_one_folder_a_benchmark(write, tmp_path: Path) -> None
         plan_runs(load_grid("paper"), tmp_path, data_root=str(tmp_path), check=True)
     (run,) = plan_runs(load_grid(write()), tmp_path, data_root=str(tmp_path))
     assert run.config.data_root == "", "embedded, and not there"
+    with pytest.raises(UserError, match=r"data_root: found no folder .*nowhere"):
+        plan_runs(load_grid(write()), tmp_path, data_root=str(tmp_path / "nowhere"))
     write_tiny(tmp_path / "icons")
     (run,) = plan_runs(
         load_grid(write(benchmarks=[{"benchmark": "icons_mini", "tasks": [3]}])), tmp_path, data_root=str(tmp_path)
@@ -232,6 +234,8 @@ def test_a_runs_directory_is_named_by_what_it_is(write, tmp_path: Path) -> None:
         ({"settings": {"seed": 2}}, "settings.seed would go unread"),
         ({"seeds": [1, 1]}, "twice"),
         ({"resources": {"cpus": 0}}, "resources.cpus: "),
+        ({"resources": {"cpus": float("inf")}}, "resources.cpus: "),
+        ({"resources": {"gpus": float("inf")}}, "resources.gpus: "),
         ({"resources": {"gpus": 1.5}}, "resources: gpus: found 1.5, expected a whole number"),
         ({"resources": {"memory": "many"}}, "resources.memory: found 'many', expected a number with KiB"),
         ({"methods": [{"name": "lora", "setings": {}}]}, "unknown field 'setings': did you mean 'settings'"),
@@ -270,11 +274,16 @@ def test_an_unknown_grid_names_the_nearest(name: str, message: str) -> None:
         load_grid(name)
 
 
-@pytest.mark.parametrize("text", ["a: [", "just text", ""])
+@pytest.mark.parametrize("text", ["a: [", "just text", "", "a: 2020-13-45"])
 def test_a_file_that_is_no_grid_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.yaml").write_text(text)
     with pytest.raises(UserError, match=r"x\.yaml"):
         load_grid(str(tmp_path / "x.yaml"))
+
+
+def test_a_grid_without_a_name_has_that_of_its_file(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    file = Path(write(name=""))
+    assert load_grid(str(file)).name == file.stem
 
 
 def test_a_run_with_a_broken_result_is_not_finished(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

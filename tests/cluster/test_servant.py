@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cluster.capacity import check_requests, nodes_to_come
+from cluster.capacity import Coming, check_requests, nodes_to_come
 from cluster.journal import Journal
 from cluster.plan import PlannedRun, Resources
 from cluster.servant import scratch_folder
@@ -84,7 +84,7 @@ def test_ray_starts_with_its_token_where_it_was_imported_before() -> None:
 )
 def test_more_than_the_cluster_has_is_refused(asked: dict[str, object], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        check_requests([planned(**asked)], [{"CPU": 4.0, "memory": 1e9}] * 2, [])
+        check_requests([planned(**asked)], [{"CPU": 4.0, "memory": 1e9}] * 2, Coming())
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -92,14 +92,16 @@ def test_what_an_autoscaler_could_add_counts_on_its_cluster(tmp_path: Path, monk
     file = tmp_path / "bootstrap.yaml"
     types = {
         "head": {"resources": {"CPU": 4}},
+        "small": {"resources": {"CPU": 4, "GPU": 1}, "min_workers": 0, "max_workers": 2},
         "gpu": {"resources": {"CPU": 16, "GPU": 8}, "min_workers": 0, "max_workers": 3},
     }
     file.write_text(yaml.safe_dump({"max_workers": 2, "head_node_type": "head", "available_node_types": types}))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    assert nodes_to_come(file) == [], "this machine alone"
+    assert nodes_to_come(file) == Coming(), "this machine alone"
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     to_come = nodes_to_come(file)
-    assert sorted(node.get("GPU", 0.0) for node in to_come) == [0.0, 8.0, 8.0]
+    best = to_come.best({"CPU": 1.0, "GPU": 1.0})
+    assert [node.get("GPU", 0.0) for node in best] == [0.0, 8.0, 8.0], "never more than two workers of all types"
     now = [{"CPU": 4.0}]
     assert check_requests([planned(gpus=16)], now, to_come) == 1
     assert check_requests([planned()], now, to_come) == 4
@@ -113,7 +115,7 @@ def test_a_cluster_without_an_autoscaler_expects_no_nodes(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     (tmp_path / "x.yaml").write_text(text)
-    assert nodes_to_come(tmp_path / "x.yaml") == nodes_to_come(tmp_path / "none.yaml") == []
+    assert nodes_to_come(tmp_path / "x.yaml") == nodes_to_come(tmp_path / "none.yaml") == Coming()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from cluster.track import TRACKERS, Tracker, figures, make_trackers
+from cluster.track import TRACKERS, Tracker, check_trackers, figures, make_trackers
 from cluster.watch import RunState
 from fmlora_dist.errors import UserError
 
@@ -72,7 +72,7 @@ def test_a_tracker_that_is_not_installed_is_refused_with_what_to_do(
 ) -> None:
     monkeypatch.setitem(sys.modules, name, None)  # cannot be imported, installed or not
     with pytest.raises(UserError, match=f"'{name}' is not installed here .*pip install {name}"):
-        make_trackers([name], "mine", tmp_path, print)
+        check_trackers([name])
 
 
 @pytest.mark.long

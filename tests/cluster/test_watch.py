@@ -43,6 +43,16 @@ def test_a_line_cut_by_a_kill_is_passed_over(tmp_path: Path) -> None:
     assert list(Follower(tmp_path / "events.jsonl").read()) == [TASK]
 
 
+def test_a_run_says_where_it_works_and_a_new_place_is_not_known_before_it_does(tmp_path: Path) -> None:
+    state = started(tmp_path)
+    write(tmp_path, START | {"host": "a"})
+    state.update()
+    assert state.host == "a"
+    state.again(None)
+    state.begin()
+    assert state.host == ""
+
+
 def test_a_runs_state_follows_its_events(tmp_path: Path) -> None:
     state = started(tmp_path)
     write(tmp_path, START, TASK, PROGRESS)

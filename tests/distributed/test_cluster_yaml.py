@@ -10,6 +10,8 @@ import ray.autoscaler
 import yaml
 
 from cluster.capacity import nodes_to_come
+from cluster.plan import load_grid, plan_runs
+from cluster.simulate import fitting
 from running import REPOSITORY
 
 CONFIG = REPOSITORY / "cluster" / "grid.yaml"
@@ -33,7 +35,18 @@ def test_gpu_workers_have_a_least_and_a_greatest_number(config: Any, monkeypatch
     assert workers and all(kind["resources"]["GPU"] >= 1 for kind in workers.values())
     assert all(0 <= kind["min_workers"] < kind["max_workers"] <= config["max_workers"] for kind in workers.values())
     monkeypatch.setenv("RAY_ADDRESS", "auto")  # as cluster/grid.py sets it
-    assert max(node["GPU"] for node in nodes_to_come(CONFIG)) == 4, "what the grid knows of nodes that are yet to come"
+    to_come = nodes_to_come(CONFIG)  # what the grid knows of nodes that are not there yet
+    assert to_come.most_workers == config["max_workers"] < len(to_come.workers)
+    assert max(node["GPU"] for node in to_come.workers) == 4
+
+
+def test_every_type_has_an_image_and_the_paper_fits_the_usual_gpu_node(config: Any, tmp_path: Path) -> None:
+    kinds = config["available_node_types"]
+    assert all("ImageId" in kind["node_config"] for kind in kinds.values()), "Ray's own has a Python that is too old"
+    node = {name: float(amount) for name, amount in kinds["gpu"]["resources"].items()}
+    runs = plan_runs(load_grid("paper"), tmp_path, check=False)
+    assert len(runs) > 100
+    assert [run.name for run in runs if not fitting([node], run.resources.bundle())] == []
 
 
 def test_it_copies_what_the_setup_installs_and_nothing_secret(config: Any) -> None:

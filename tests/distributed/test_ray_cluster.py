@@ -142,7 +142,7 @@ def test_a_worker_killed_in_the_middle_of_a_run_costs_no_run(cluster: Cluster, u
     cluster.finish(grid, out)
     _assert_same_grid(cluster, out, undisturbed)
     (retry,) = _log(out, "retry")
-    assert retry["run"] == lost.name and retry["message"] == "its Ray worker was lost"
+    assert retry["run"] == lost.name and retry["message"] == "its Ray worker was lost" and retry["host"] == "fb"
     (done,) = [line for line in _log(out, "done") if line["run"] == lost.name]
     assert done["resumed"] and done["host"] == "fa", "it went on from its checkpoint, on the host that was left"
     cluster.start_worker()

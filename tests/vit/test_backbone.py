@@ -115,6 +115,45 @@ def test_metadata_describes_architecture_and_normalisation(tmp_path: Path) -> No
     assert load(path, name="", options={}, normalisation="unit").mean == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("metadata", "what"),
+    [
+        ({"timm_create_model": "[]"}, "timm_create_model should be an object"),
+        ({"timm_create_model": '{"model_name": [1]}'}, "timm_create_model should be an object with model_name"),
+        ({"timm_create_model": '{"model_name": "x", "kwargs": [1]}'}, "kwargs"),
+        ({"timm_create_model": "{"}, "no safetensors file of ours"),
+        ({"normalisation": '{"mean": [0, 0, 0]}'}, "normalisation should hold mean and std"),
+        ({"normalisation": '{"mean": [0, 0, 0], "std": ["a", 1, 1]}'}, "normalisation should hold mean and std"),
+        ({"normalisation": "[1]"}, "normalisation should hold mean and std"),
+    ],
+)
+def test_metadata_that_describe_nothing_are_one_clear_line(tmp_path: Path, metadata: dict[str, str], what: str) -> None:
+    save_file(timm_model().state_dict(), tmp_path / "w.safetensors", metadata=metadata)
+    with pytest.raises(
+        UserError, match=r"backbone\.weights: .*w\.safetensors is no safetensors file of ours"
+    ) as caught:
+        load(tmp_path / "w.safetensors")
+    assert what in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path: Path, value: float) -> None:
+    state = timm_model().state_dict()
+    state["blocks.1.attn.qkv.weight"][0, 0] = value
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(UserError, match=r"not finite \(blocks.1.attn.qkv.weight\)"):
+        load(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("options", "what"),
+    [({"img_size": 64}, "found img_size"), ({"num_classes": 5}, "found num_classes"), ({"depth": 0}, "has no blocks")],
+)
+def test_options_that_are_no_choice_of_the_user_are_refused(options: dict[str, Any], what: str) -> None:
+    with pytest.raises(UserError, match=what):
+        load(options=TINY | options)
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"backbone\.weights: no file .*nothing\.pth"):
         load(tmp_path / "nothing.pth")
