@@ -80,6 +80,8 @@ def _report(arguments: argparse.Namespace) -> int:
     with ExitStack() as copies:
         outputs = [copies.enter_context(open_output(where).opened()) for where in arguments.folders]
         out = arguments.out or _default(outputs)
+        if out and any((folder / "result.json").exists() for folder in (out, out.resolve().parent)):
+            raise UserError(f"out: found {out}, which is or lies in a run's directory; choose another --out")
         if arguments.serve:
             folder = out or Path(copies.enter_context(TemporaryDirectory()))
             _serve(lambda: _make(arguments, outputs), outputs, folder, profile, arguments.port, console)
@@ -143,4 +145,8 @@ def _default(outputs: "Sequence[Output]") -> Path | None:
 
     folder = outputs[0].folder
     alone = len(outputs) == 1 and outputs[0].where == str(folder)
-    return folder / FOLDER if alone and folder.is_dir() and not (folder / "config.yaml").exists() else None
+    return folder / FOLDER if alone and folder.is_dir() and not _is_run(folder) else None
+
+
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("config.yaml", "result.json"))

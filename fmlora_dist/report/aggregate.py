@@ -125,6 +125,7 @@ def read_result(file: Path, known: dict[tuple[str, str], dict[str, Any]] | None 
     protocol = result.get("protocol") or {}
     known = {} if known is None else known
     try:
+        _check_matrix(result)
         return Run(
             folder=file.parent,
             column=Column(result["benchmark"], str(result.get("scenario", "cil")), result["n_tasks"]),
@@ -139,6 +140,15 @@ def read_result(file: Path, known: dict[tuple[str, str], dict[str, Any]] | None 
         )
     except (TypeError, AttributeError, LookupError, ValueError, ArithmeticError) as error:
         raise ValueError(f"is not as a run writes it: {error}") from error
+
+
+def _check_matrix(result: dict[str, Any]) -> None:
+    """Raises ``ValueError`` when the accuracies are not those of so many tasks."""
+    rows, n_tasks = result.get("accuracy_matrix") or [], result["n_tasks"]
+    if max(len(rows), *map(len, rows), 0) > n_tasks:
+        raise ValueError(f"found accuracies of more than n_tasks {n_tasks}")
+    if not all(0 <= value <= 100 for row in rows for value in row):
+        raise ValueError("found an accuracy that is not between 0 and 100")
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

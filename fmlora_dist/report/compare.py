@@ -46,7 +46,8 @@ def compare_runs(one: Path, other: Path) -> list[Differing]:
     parts.append(_between("shared protocol", *(protocol.get("shared") or {} for protocol in protocols)))
     recipe = _between("recipe", *(protocol.get("recipe") or {} for protocol in protocols))
     said = {name: pair for name, pair in recipe.fields.items() if name not in parts[0].fields}
-    parts.append(Differing(part=recipe.part, fields=said))
+    note = "differs only in what the config says" if recipe.fields and not said else ""
+    parts.append(Differing(part=recipe.part, fields=said, note=note))
     parts += [_part(name, mine, others) for name in ("metrics", "parameters")]
     parts.append(_matrix(mine.get("accuracy_matrix") or [], others.get("accuracy_matrix") or []))
     parts += [_between("tasks", *({name: record.get(name) for name in _TASKS} for record in (mine, others)))]

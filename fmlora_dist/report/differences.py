@@ -39,13 +39,17 @@ class Pooled:
 
 
 def differences(table: Table) -> list[Difference]:
-    """In each column of accuracies every row against the best other one; bounds and other protocols do not compete."""
+    """In each column of accuracies every row against the best one of another method.
+
+    Bounds and other protocols do not compete.
+    """
     found = []
     for position, head in enumerate(table.heads):
         if head.measure.name not in ACCURACIES:
             continue
         cells = {row.label: cell for row, cell in table.column(position) if _competes(row, cell)}
-        for label, other in _against({name: _mean(cell) for name, cell in cells.items()}):
+        methods = {name: cell.runs[0].method for name, cell in cells.items()}
+        for label, other in _against({name: _mean(cell) for name, cell in cells.items()}, methods):
             one, two = (by_seed(cells[name].runs, head.measure.name) for name in (label, other))
             common = sorted(one.keys() & two.keys(), key=str)
             if common:
@@ -76,9 +80,10 @@ def pooled(tables: Sequence[Table]) -> list[Pooled]:
             continue
         scores = {label: _by_block({c: _mean(cell) for c, cell in row.items()}) for label, row in complete.items()}
         means = {label: fsum(score.values()) / len(score) for label, score in scores.items()}
+        methods = {label: next(iter(row.values())).runs[0].method for label, row in complete.items()}
         compared = [
             Difference(row=label, other=other, where="all", leads=means[label] >= means[other], result=result)
-            for label, other in _against(means)
+            for label, other in _against(means, methods)
             if (result := _paired_blocks(complete[label], complete[other], name))
         ]
         found.append(
@@ -102,10 +107,15 @@ def _mean(cell: Cell) -> float:
     return cell.value.mean
 
 
-def _against(means: dict[str, float]) -> list[tuple[str, str]]:
-    """Each name with the best other one."""
-    ranked = sorted(means, key=lambda name: -means[name])
-    return [(name, ranked[1] if name == ranked[0] else ranked[0]) for name in means] if len(ranked) > 1 else []
+def _against(means: dict[str, float], methods: dict[str, str]) -> list[tuple[str, str]]:
+    """Each name with the best one of another method; where there is one method alone, with the best other one."""
+    alone = len({*methods.values()}) == 1
+    found = []
+    for name in means:
+        others = [other for other in means if other != name and (alone or methods[other] != methods[name])]
+        if others:
+            found.append((name, max(others, key=means.__getitem__)))
+    return found
 
 
 def _cells(tables: Sequence[Table], measure: str) -> dict[str, dict[tuple[str, str], Cell]]:

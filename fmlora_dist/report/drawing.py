@@ -176,15 +176,23 @@ class Drawing:
 
 
 def styles(labels: Iterable[str]) -> dict[str, Style]:
-    """A look for each label: a known method's own, for others those that are left, in their order."""
+    """A look for each label: a known method's own, also for the first of its variants, else the first that is left.
+
+    As long as there are any, looks are given that no other label has in black and white.
+    """
     labels = list(labels)
-    found = {label: _KNOWN[label] for label in labels if label in _KNOWN}
-    free = (
-        style
-        for number in range(len(_LINES) * len(_MARKERS) * len(_COLOURS))
-        if (style := _numbered(number)) not in found.values()
-    )
-    return {label: found.get(label) or next(free) for label in labels}
+    found: dict[str, Style] = {}
+    for label in labels:
+        method = label.partition(",")[0]  # as tables label the variants of a method
+        if method in _KNOWN and _KNOWN[method] not in found.values() and (label == method or method not in labels):
+            found[label] = _KNOWN[method]
+    every = [_numbered(number) for number in range(len(_LINES) * len(_MARKERS) * len(_COLOURS))]
+    for label in labels:
+        if label not in found:
+            given = {(style.marker, style.line) for style in found.values()}
+            plain = (style for style in every if (style.marker, style.line) not in given)
+            found[label] = next(plain, None) or next(style for style in every if style not in found.values())
+    return {label: found[label] for label in labels}
 
 
 def _numbered(number: int) -> Style:

@@ -85,8 +85,11 @@ def _ours(results: Path) -> dict[tuple[Column, str], list[tuple[str, str, str]]]
         column, method, who, _ = key
         tasks, images = (_accuracies(runs, *names) for names in (("acc", "aaa"), ("acc_samples", "aaa_samples")))
         same = common(each for (*place, _, _), each in facts.items() if place == [column, method])
-        own = describe({name: value for name, value in facts[key].items() if name not in same})
-        number = f"{len(runs)} run{'s' if len(runs) > 1 else ''}"
+        # What is left out of a benchmark is said in any case: else its number would be taken for that of the whole.
+        told = {"excluded_domains"} if facts[key].get("excluded_domains") else set()
+        own = describe({name: value for name, value in facts[key].items() if name not in same or name in told})
+        seeds = len({run.seed for run in runs})
+        number = f"{seeds} seed{'s' if seeds > 1 else ''}"
         parts = [who, str(runs[0].shared["backbone"]), number, own]
         lines[column, method].append((tasks, images, "; ".join(filter(None, parts))))
     return lines

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
-from fmlora_dist.report.aggregate import Column, Run
+from fmlora_dist.report.aggregate import Column, Planned, Run
 from fmlora_dist.report.measures import MEASURES, Spread, spread
 from fmlora_dist.report.significance import signed
 
@@ -55,12 +55,17 @@ class Published:
         return "" if self.difference is None else signed(self.difference)
 
 
-def published(runs: Sequence[Run], measure: str) -> list[Published]:
-    """What publications give for the runs of one cell."""
-    if not runs or measure not in ("acc", "aaa"):
+def published(place: Run | Planned, runs: Sequence[Run], measure: str) -> list[Published]:
+    """What publications give for one cell.
+
+    Args:
+        place: Any run that stands in it, or is to stand there.
+        runs: Those that stand in it.
+        measure: What it shows.
+    """
+    if measure not in ("acc", "aaa"):
         return []
-    first = runs[0]
-    return [_beside(line, measure, runs) for line in _lines(first.column, first.method) if line[f"{measure}_mean"]]
+    return [_beside(line, measure, runs) for line in _lines(place.column, place.method) if line[f"{measure}_mean"]]
 
 
 def _beside(line: dict[str, str], measure: str, runs: Sequence[Run]) -> Published:
@@ -77,6 +82,8 @@ def _beside(line: dict[str, str], measure: str, runs: Sequence[Run]) -> Publishe
 
 
 def _unlike(backbone: str, metric: str, runs: Sequence[Run]) -> str:
+    if not runs:
+        return "no run of ours is finished"
     ours = {str(run.shared.get("backbone", "")) for run in runs}
     if not backbone:
         return "its backbone is not stated"

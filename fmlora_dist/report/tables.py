@@ -179,12 +179,17 @@ def build(layout: Layout, runs: Sequence[Run], planned: Sequence[Planned] = (), 
         protocol=shared_notes(by_column) if layout.footnotes else [],
         same=describe(same) if layout.footnotes else "",
     )
+    expected: dict[tuple[str, str], Placed] = {
+        (layout.row(plan).label, layout.column(plan).label): plan for plan in planned
+    }
     for number, (row, found) in enumerate(zip(table.rows, rows.values(), strict=True), start=1):
         row.number = number if layout.footnotes else 0
         row.recipe = recipe_note({column.label: members for column, members in sorted(found.items())}, same)
-        for cell in row.cells:
+        for head, cell in zip(table.heads, row.cells, strict=True):
             cell.mixed = any(run.folder in odd for run in cell.runs)
-            cell.published = published(cell.runs, cell.measure.name) if layout.of_methods else []
+            place = cell.runs[0] if cell.runs else expected.get((row.label, head.group))
+            if layout.of_methods and place:
+                cell.published = published(place, cell.runs, cell.measure.name)
     table.mixed = _mixed(table, odd)
     table.seeds = _seeds(table, layout.what)
     for _, members in table.sections():

@@ -65,6 +65,18 @@ def test_a_run_is_read_once_however_its_folder_is_named(write_run: Write, tmp_pa
 
 
 @pytest.mark.parametrize(
+    ("matrix", "reason"),
+    [([[50.0]] * 6, "more than n_tasks 5"), ([[50.0] * 6], "more than n_tasks 5"), ([[170.0]], "between 0 and 100")],
+)
+def test_accuracies_that_cannot_be_are_no_result(
+    write_run: Write, tmp_path: Path, matrix: list[list[float]], reason: str
+) -> None:
+    write_run("lora", 0, 70.0, n_tasks=5, accuracy_matrix=matrix)
+    found = read_runs([tmp_path])
+    assert found.runs == [] and reason in found.broken[0][1]
+
+
+@pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("{", "is no JSON"),

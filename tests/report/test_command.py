@@ -36,13 +36,21 @@ def test_a_folders_report_lies_in_it_and_nothing_in_its_runs(grid: Path) -> None
 
 def test_nothing_is_written_for_a_run_several_folders_or_a_url(write_run: Write, tmp_path: Path) -> None:
     one, other = write_run("lora", 0, 70.0), write_run("lora", 1, 71.0)
-    (one / "config.yaml").write_text("{}")
     before = names(tmp_path)
     for folders in ([one], [one, other], [f"file://{one.parent}"]):
         done = command_here(["report", *folders])
         assert done.code == 0, done.err
     assert names(tmp_path) - before <= {f"runs/report/{name}" for name in REPORT}
     assert "70.50 ± 0.71" in command_here(["report", one, other]).out
+
+
+def test_nothing_is_written_into_a_run_even_if_asked(write_run: Write, tmp_path: Path) -> None:
+    run = write_run("lora", 0, 70.0)
+    before = names(tmp_path)
+    for out in (run, run / "report"):
+        done = command_here(["report", run, "--out", out])
+        assert done.code == 2 and f"out: found {out}, which is or lies in a run's directory" in done.err
+    assert names(tmp_path) == before
 
 
 def test_out_is_where_everything_is_written(grid: Path, tmp_path: Path) -> None:

@@ -78,6 +78,14 @@ def test_the_command_prints_what_differs_and_what_is_equal(tmp_path: Path, monke
     assert "equal: shared protocol, recipe, parameters, versions" in done.out
 
 
+def test_recipes_that_differ_as_the_configs_do_are_not_called_equal(tmp_path: Path) -> None:
+    done = command_here(["compare", write_whole(tmp_path, "lora", 0, 70.0), write_whole(tmp_path, "inflora", 0, 70.0)])
+    assert done.code == 0, done.err
+    assert "recipe: differs only in what the config says" in done.out
+    (equal,) = [line for line in done.out.splitlines() if line.startswith("equal: ")]
+    assert "shared protocol" in equal and "recipe" not in equal
+
+
 @pytest.mark.parametrize("content", [None, "{", '{"schema": 2}'])
 def test_what_is_no_run_is_named(tmp_path: Path, content: str | None) -> None:
     run = write_whole(tmp_path, "lora", 0, 70.0)

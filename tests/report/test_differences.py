@@ -31,6 +31,24 @@ def test_each_method_is_paired_with_the_best_other_one_over_common_seeds(write_r
     assert not any(row == "joint" for row, _ in found)
 
 
+def test_variants_of_a_method_are_no_rivals_of_each_other(write_run: Write, tmp_path: Path) -> None:
+    for seed in range(3):
+        for variant, acc in (("default", 80.0), ("official", 82.0)):
+            write_run("sdlora", seed, acc, recipe={"method": {"name": "sdlora", "variant": variant}})
+        write_run("fmlora", seed, 75.0)
+    found = {row: other for (row, where), (other, *_) in compared(report(tmp_path)).items() if where.endswith("Acc")}
+    one, two = "sdlora, variant=default", "sdlora, variant=official"
+    assert found == {one: "fmlora", two: "fmlora", "fmlora": two}
+
+
+def test_variants_of_one_method_alone_are_compared_with_each_other(write_run: Write, tmp_path: Path) -> None:
+    for seed in range(3):
+        for rank, acc in ((4, 80.0), (8, 82.0)):
+            write_run("lora", seed, acc, recipe={"method": {"name": "lora", "rank": rank}})
+    found = {row: other for (row, where), (other, *_) in compared(report(tmp_path)).items() if where.endswith("Acc")}
+    assert found == {"lora, rank=4": "lora, rank=8", "lora, rank=8": "lora, rank=4"}
+
+
 def test_a_line_gives_difference_interval_and_both_ps(write_run: Write, tmp_path: Path) -> None:
     for seed, better in enumerate((7.0, 8.0, 9.0)):
         write_run("fmlora", seed, 70.0 + better)

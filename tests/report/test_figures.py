@@ -210,6 +210,15 @@ def test_no_two_series_look_the_same_in_black_and_white(names: list[str]) -> Non
     assert styles(["fmlora"])["fmlora"] == looks["fmlora"]
 
 
+def test_variants_of_a_method_differ_from_all_others_in_black_and_white() -> None:
+    variants = ["sdlora, variant=default", "sdlora, variant=official", "lora, rank=4", "lora, rank=8"]
+    labels = [*variants, *(name for name in (*ORDER, *BOUNDS) if name not in ("sdlora", "lora"))]
+    looks = styles(labels)
+    assert len({(look.marker, str(look.line)) for look in looks.values()}) == len(labels)
+    assert looks["sdlora, variant=default"] == styles(["sdlora"])["sdlora"], "the first has the method's own"
+    assert styles(["sdlora", *variants])["sdlora"] == styles(["sdlora"])["sdlora"]
+
+
 @pytest.mark.parametrize("last", [1, 2, 5, 7, 10, 20, 100, 345])
 def test_ticks_are_few_and_begin_at_the_first_task(last: int) -> None:
     ticks = task_ticks(last)

@@ -63,7 +63,7 @@ def test_a_run_stands_in_it_with_who_ran_it_on_what(tmp_path: Path) -> None:
             mean, std = map(float, part.split(" ± "))
             assert mean == pytest.approx((one + two) / 2, abs=0.0051)
             assert std == pytest.approx(abs(one - two) / 2**0.5, abs=0.0051)
-    assert who == "somebody, a machine; vit_tiny_patch16_224; 2 runs", "the search's run is not among them"
+    assert who == "somebody, a machine; vit_tiny_patch16_224; 2 seeds", "the search's run is not among them"
     assert published == ""
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fmlora_dist.registry import list_methods
-from fmlora_dist.report import make_report, read_runs
+from fmlora_dist.report import Column, Planned, make_report, read_runs
 from fmlora_dist.report.published import Published, published, published_lines
 from result_files import BACKBONE
 
@@ -17,7 +17,8 @@ METRICS = {"acc": 50.0, "aaa": 60.0, "acc_samples": 80.0, "aaa_samples": 84.0}
 def found(write_run: Write, folder: Path, measure: str = "acc", **fields: object) -> list[Published]:
     facts: dict[str, object] = {"benchmark": "imagenet_r", "shared": {"backbone": BACKBONE}, "metrics": METRICS}
     write_run("sdlora", 0, 0.0, **(facts | fields))
-    return published(read_runs([folder]).runs, measure)
+    runs = read_runs([folder]).runs
+    return published(runs[0], runs, measure)
 
 
 def test_the_metric_of_the_publications_code_is_compared(write_run: Write, tmp_path: Path) -> None:
@@ -55,9 +56,21 @@ def test_a_publication_that_does_not_say_which_mean_is_not_compared(write_run: W
 
 def test_other_benchmarks_and_other_measures_have_none(write_run: Write, tmp_path: Path) -> None:
     assert found(write_run, tmp_path, "forgetting") == []
-    assert published([], "acc") == []
     write_run("sdlora", 0, 0.0, benchmark="icons")
-    assert published(read_runs([tmp_path / "runs" / "icons-5-sdlora-s0-1"]).runs, "acc") == []
+    runs = read_runs([tmp_path / "runs" / "icons-5-sdlora-s0-1"]).runs
+    assert published(runs[0], runs, "acc") == []
+
+
+def test_a_cell_whose_runs_are_still_planned_has_them_too(write_run: Write, tmp_path: Path) -> None:
+    write_run("sdlora", 0, 80.0, benchmark="imagenet_r")
+    planned = [Planned("x", Column("imagenet_r", "cil", n), "inflora") for n in (5, 10)]
+    report = make_report(read_runs([tmp_path], planned))
+    row = next(row for row in report.tables[0].rows if row.label == "inflora")
+    assert [cell.runs for cell in row.cells] == [[]] * 4 and all(cell.published for cell in row.cells)
+    lines = [line for cell in row.cells for line in cell.published]
+    assert {(line.reason, line.ours, line.difference) for line in lines} == {("no run of ours is finished", None, None)}
+    sdlora = next(row for row in report.tables[0].rows if row.label == "sdlora")
+    assert [bool(cell.published) for cell in sdlora.cells] == [True, True, False, False], "N = 10 is not planned of it"
 
 
 def test_they_stand_beside_the_table_with_their_sources(write_run: Write, tmp_path: Path) -> None:
