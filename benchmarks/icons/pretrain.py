@@ -10,6 +10,7 @@ random weights the words alone got nowhere: after two epochs the loss had hardly
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import time
@@ -20,7 +21,6 @@ from typing import Any
 
 import timm
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -201,7 +201,7 @@ def _resume(scratch: Path | None, parts: dict[str, Any], generator: torch.Genera
 
 
 def _cached(scratch: Path | None, package: Path, benchmark: Path, recipe: Recipe) -> tuple[Data, str]:
-    """The data and the package's version; rendered once, then read from `scratch`."""
+    """The data and the package's version; rendered once, then read from `scratch`, a folder of this recipe's own."""
     path = None if scratch is None else scratch / "pretrain-data.pt"
     if path is not None and path.exists():
         stored = torch.load(path, weights_only=True)
@@ -223,15 +223,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--out", type=Path, required=True, help="the .safetensors to write, beside the benchmark's index"
     )
     parser.add_argument("--scratch", type=Path, help="folder for rendered drawings and checkpoints; resumes from them")
-    parser.add_argument("--start", type=Path, help="a backbone that stands for all stages but the last")
     options = parser.parse_args(arguments)
     benchmark = options.out.parent
     weights: dict[str, Tensor] | None = None
     stages: list[dict[str, Any]] = []
-    if options.start is not None:
-        weights, stages = _begun(options.start)
-    for recipe in STAGES[len(stages) :]:
-        scratch = None if options.scratch is None else options.scratch / recipe.labels
+    for recipe in STAGES:
+        # What another recipe, package or benchmark has left there is not taken up.
+        scratch = None if options.scratch is None else options.scratch / _key(recipe, options.package, benchmark)
         if scratch is not None:
             scratch.mkdir(parents=True, exist_ok=True)
         data, version = _cached(scratch, options.package, benchmark, recipe)
@@ -251,12 +249,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(json.dumps(record, indent=2))
 
 
-def _begun(path: Path) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
-    """An earlier backbone's weights, and how it was trained."""
-    with safe_open(path, "pt") as file:
-        weights = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118 - safe_open is no dict
-        record = json.loads(file.metadata()["recipe"])
-    return weights, record.get("stages", [record])[: len(STAGES) - 1]
+def _key(recipe: Recipe, package: Path, benchmark: Path) -> str:
+    """Name of a folder for what is made of these."""
+    facts = [asdict(each) for each in STAGES[: STAGES.index(recipe) + 1]]
+    digest = hashlib.sha256(json.dumps([facts, ARCHITECTURE, package.name], sort_keys=True).encode())
+    for name in ("index.json", "recipe.json"):
+        digest.update((benchmark / name).read_bytes())
+    return f"{recipe.labels}-{digest.hexdigest()[:10]}"
 
 
 if __name__ == "__main__":

@@ -27,8 +27,8 @@ class Recipe:
     """
 
     labels: Literal["names", "words"]
-    """`names`: each drawing's whole name, of drawings whose name is no class; `words`: the words of names that hold no
-    class, nor another name of one."""
+    """`names`: each drawing's whole name; `words`: the words in it. Of names that hold a class, or another name of one,
+    neither: a `camera-off` shows a camera."""
     epochs: int
     batch_size: int
     learning_rate: float
@@ -72,7 +72,7 @@ def pretraining_data(package: Package, benchmark: Path, recipe: Recipe) -> Data:
     sides: dict[bool, list[Drawing]] = {False: [], True: []}
     bodies = set()
     for concept, drawings in package.concepts.items():
-        if _shows_a_class(concept, classes, recipe):
+        if _shows_a_class(concept, classes):
             continue
         for drawing in drawings:
             if drawing.svg not in bodies:
@@ -94,9 +94,7 @@ def pretraining_data(package: Package, benchmark: Path, recipe: Recipe) -> Data:
     return Data(train=train, train_labels=train_labels, test=test, test_labels=test_labels, labels=labels)
 
 
-def _shows_a_class(concept: str, classes: Sequence[str], recipe: Recipe) -> bool:
-    if recipe.labels == "names":
-        return concept in classes
+def _shows_a_class(concept: str, classes: Sequence[str]) -> bool:
     words = concept.split("-")
     phrases = {"-".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)}
     return any(not phrases.isdisjoint((name, *EVERYDAY.get(name, ()))) for name in classes)

@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,7 +162,21 @@ def test_pretraining_sees_no_drawing_that_names_a_class_and_no_test_side_family(
     assert sorted(words.train_labels.tolist()) == [[0, -1], [0, 1], [1, -1], [1, -1]]
     assert words.test_labels.tolist() == [[0, 1]] and len(words.test) == 1
     whole = pretraining_data(package, benchmark, replace(STAGES[0], least_families=1, least_drawings=1))
-    assert whole.labels == sorted(names) and len(whole.train) == 8 and len(whole.test) == 1
+    assert whole.labels == ["fast", "fast-horse", "horse", "locomotive", "rare"]
+    assert (len(whole.train), len(whole.test)) == (6, 1)
+
+
+def test_what_one_recipe_has_left_is_not_taken_up_by_another(tmp_path, monkeypatch):
+    for name in ("index.json", "recipe.json"):
+        (tmp_path / name).write_text("{}")
+    package = Path("iconify-json-1.tgz")
+    keys = [pretraining._key(recipe, package, tmp_path) for recipe in STAGES]
+    keys.append(pretraining._key(STAGES[1], Path("iconify-json-2.tgz"), tmp_path))
+    monkeypatch.setattr(pretraining, "STAGES", (replace(STAGES[0], epochs=1), STAGES[1]))
+    keys.append(pretraining._key(STAGES[1], package, tmp_path))  # it starts from what the first has learned
+    (tmp_path / "index.json").write_text("[]")
+    keys.append(pretraining._key(STAGES[1], package, tmp_path))
+    assert len({*keys}) == 5
 
 
 def test_a_pretraining_goes_on_from_its_last_epoch_as_if_it_had_not_stopped(tmp_path):
