@@ -108,6 +108,7 @@ def cifar100() -> BenchmarkSpec:
         batch_size=BATCH_SIZE,
         transforms={
             "pilot": PILOT,
+            "sdlora": PILOT,
             "coda": CODA,
             "inflora": CODA,
             "libcontinual": LIBCONTINUAL,

@@ -97,7 +97,7 @@ def cub200() -> BenchmarkSpec:
         backbone_name=BACKBONE,
         epochs=20,
         batch_size=BATCH_SIZE,
-        transforms={"pilot": PILOT, "hide": PILOT, "inflora": PILOT, "mammoth": MAMMOTH},
+        transforms={"pilot": PILOT, "sdlora": PILOT, "hide": PILOT, "inflora": PILOT, "mammoth": MAMMOTH},
         normalisation="unit",
         read=read,
         download="https://www.vision.caltech.edu/datasets/cub_200_2011/",

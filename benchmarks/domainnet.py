@@ -114,7 +114,7 @@ def domainnet() -> BenchmarkSpec:
         backbone_name=BACKBONE,
         epochs=5,
         batch_size=BATCH_SIZE,
-        transforms={"coda": CODA, "inflora": CODA, "pilot": PILOT},
+        transforms={"coda": CODA, "inflora": CODA, "pilot": PILOT, "sdlora": PILOT},
         normalisation="unit",
         read=read,
         download="https://ai.bu.edu/M3SDA/ (cleaned version: six zips, twelve lists)",

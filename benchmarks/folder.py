@@ -53,7 +53,11 @@ class Folder(Protocol):
         """Make or replace a file, whole or not at all; makes the folder if it is not there. Raises ``UserError``."""
 
     def sizes(self) -> dict[str, int]:
-        """Length in bytes of each file, from one listing; empty where the folder cannot be listed with lengths."""
+        """Length in bytes of each file, from one listing; empty where there is no folder, or no lengths are listed.
+
+        Raises:
+            UserError: If the folder cannot be listed, so that nobody knows what it holds.
+        """
 
     def close(self) -> None:
         """Give back what is open; the folder can still be used."""
@@ -128,7 +132,13 @@ class LocalFolder:
 
     def sizes(self) -> dict[str, int]:
         found = {}
-        with os.scandir(self._path) as entries:
+        try:
+            listing = os.scandir(self._path)
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            raise _unlisted(self.where, error) from None
+        with listing as entries:
             for entry in entries:
                 if entry.is_file():
                     found[entry.name] = entry.stat().st_size
@@ -186,14 +196,16 @@ class RemoteFolder:
             files.pipe_file(f"{root}/{name}", content)
             return b""
 
-        self._attempt(f"{self.where}/{name}: ", put, lambda content: None)
+        self._attempt(f"{self.where}/{name}: ", put, lambda content: None, "that files can be written to this URL")
 
     def sizes(self) -> dict[str, int]:
         files, root = self._connect()
         try:
             listing = files.ls(root, detail=True, **self._within(files, _WHOLE_FILE))
-        except Exception:  # The listing only finds a fault early, and not every server that gives ranges gives lists.
+        except FileNotFoundError:
             return {}
+        except Exception as error:  # PermissionError, or whatever a protocol's package has in its place
+            raise _unlisted(self.where, error) from error
         return {
             entry["name"].rstrip("/").rsplit("/", 1)[-1]: entry["size"]
             for entry in listing
@@ -230,9 +242,11 @@ class RemoteFolder:
             self._count.add(len(content))
             return content
 
-        return self._attempt(f"{self.where}/{name}: {span}", get, check)
+        sound = "that the shards are those of the index" if limits else "the URL"
+        return self._attempt(f"{self.where}/{name}: {span}", get, check, sound)
 
-    def _attempt(self, what: str, ask: Callable[[], bytes], check: Callable[[bytes], str | None]) -> bytes:
+    def _attempt(self, what: str, ask: Callable[[], bytes], check: Callable[[bytes], str | None], sound: str) -> bytes:
+        """What `ask` gives, asked for again until nothing is wrong with it; `sound` is what the user should check."""
         problem: str | None = None
         for number in range(self._tries):
             if number:
@@ -247,13 +261,10 @@ class RemoteFolder:
             except (TimeoutError, asyncio.TimeoutError):  # two classes until Python 3.11
                 problem = "no answer in time"
             except Exception as error:  # Each protocol's package has errors of its own.
-                problem = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+                problem = _told(error)
             if problem is None:
                 return content
-        raise UserError(
-            f"{what}found {problem}, in {self._tries} tries; check the connection, and that the shards are those of the"
-            " index"
-        )
+        raise UserError(f"{what}found {problem}, in {self._tries} tries; check the connection, and {sound}")
 
     def _within(self, files: Any, times: int) -> dict[str, Any]:
         """The option that bounds a call's seconds, where the file system has one."""
@@ -295,6 +306,17 @@ class _Counter:
     @property
     def total(self) -> int:
         return sum(list(self._by_thread.values()))
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+
+
+def _unlisted(where: str, error: Exception) -> UserError:
+    return UserError(
+        f"{where}: found no way to list this folder ({_told(error)}), expected the names of its files; check your"
+        " permissions there"
+    )
 
 
 def _problem(content: bytes, size: int, crc32: int) -> str | None:

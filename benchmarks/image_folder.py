@@ -81,7 +81,7 @@ def folder() -> BenchmarkSpec:
         backbone_name=BACKBONE,
         epochs=10,
         batch_size=BATCH_SIZE,
-        transforms={"pilot": PILOT},
+        transforms={"pilot": PILOT, "sdlora": PILOT},
         normalisation="unit",
         read=read,
         download="images of your own",

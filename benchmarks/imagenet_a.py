@@ -50,7 +50,7 @@ def imagenet_a() -> BenchmarkSpec:
         backbone_name=BACKBONE,
         epochs=20,
         batch_size=BATCH_SIZE,
-        transforms={"pilot": PILOT, "inflora": PILOT},
+        transforms={"pilot": PILOT, "sdlora": PILOT, "inflora": PILOT},
         normalisation="unit",
         splits=("random", "folders"),
         read=read,

@@ -132,6 +132,7 @@ def imagenet_r() -> BenchmarkSpec:
         batch_size=BATCH_SIZE,
         transforms={
             "pilot": PILOT,
+            "sdlora": PILOT,
             "hide": PILOT,
             "libcontinual": PILOT,
             "coda": CODA,

@@ -83,6 +83,11 @@ class BenchmarkSpec:
     cut: Cut | None = None
     """Which part of another benchmark this one is."""
 
+    @property
+    def usual_tasks(self) -> int:
+        """Number of class-incremental tasks where the user names none: the middle one of `task_counts`."""
+        return self.task_counts[len(self.task_counts) // 2]
+
     def transform(self, name: str = "") -> Transform:
         """The transform of that name, the default one if ''. Raises ``UserError`` that names the nearest one."""
         name = name or next(iter(self.transforms))

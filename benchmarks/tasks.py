@@ -67,6 +67,7 @@ class TaskSequence:
         *,
         scenario: str,
         n_tasks: int,
+        usual: int | None = None,
         order_seed: int,
         class_order: str = "numpy",
         first_task: int | None = None,
@@ -80,6 +81,7 @@ class TaskSequence:
             index: The benchmark's index.
             scenario: 'cil' or 'dil'.
             n_tasks: Number of tasks N.
+            usual: The benchmark's default for N, so that an error says when it is that, which the user may not know.
             order_seed: Seed of the class order, for the rules that take one.
             class_order: Rule of the class order (cil): numpy, sorted, python, list or file:PATH.
             first_task: Number of classes of task 1 (cil); as many as in every other task if None.
@@ -117,7 +119,7 @@ class TaskSequence:
             step = self.n_classes if heads == "per_domain" else 0
             cuts = [(place * step, self.n_classes, domain) for place, domain in enumerate(self.domains)]
         else:
-            sizes = _sizes(index, n_tasks, first_task)
+            sizes = _sizes(index, n_tasks, first_task, usual)
             cuts = [(sum(sizes[:place]), size, None) for place, size in enumerate(sizes)]
         self._tasks = tuple(self._task(number, *cut) for number, cut in enumerate(cuts, start=1))
 
@@ -232,14 +234,15 @@ def _check_names(field: str, names: Sequence[str], known: Sequence[str], index: 
             raise UserError(f"{field}: found '{name}' twice, expected each domain once; remove one")
 
 
-def _sizes(index: Index, n_tasks: int, first_task: int | None) -> list[int]:
+def _sizes(index: Index, n_tasks: int, first_task: int | None, usual: int | None) -> list[int]:
     """Number of classes of each task."""
+    found = f"tasks: found {n_tasks}{' (the default)' if n_tasks == usual else ''}"
     n_classes = len(index.classes)
     of = f"classes of benchmark '{index.name}'"
     if first_task is None:
         if n_tasks < 1 or n_classes % n_tasks:
             raise UserError(
-                f"tasks: found {n_tasks}, expected a number that divides the {n_classes} {of}; the nearest are"
+                f"{found}, expected a number that divides the {n_classes} {of}; the nearest are"
                 f" {_nearest_counts(n_tasks, n_classes)}"
             )
         return [n_classes // n_tasks] * n_tasks
@@ -251,7 +254,7 @@ def _sizes(index: Index, n_tasks: int, first_task: int | None) -> list[int]:
         )
     if n_tasks < 2 or rest % (n_tasks - 1):
         raise UserError(
-            f"tasks: found {n_tasks}, expected one more than a number that divides the {rest} {of} that come after a"
+            f"{found}, expected one more than a number that divides the {rest} {of} that come after a"
             f" first task of {first_task}; the nearest are {_nearest_counts(n_tasks - 1, rest, plus=1)}"
         )
     return [first_task] + [rest // (n_tasks - 1)] * (n_tasks - 1)

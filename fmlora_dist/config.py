@@ -171,7 +171,7 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
     filled: dict[str, Any] = {
         "transform": config.transform or next(iter(spec.transforms)),
         "backbone": config.backbone.model_copy(update={"normalisation": normalisation}),
-        "tasks": tasks or spec.task_counts[len(spec.task_counts) // 2],
+        "tasks": tasks or spec.usual_tasks,
         "order_seed": config.seed if config.order_seed is None else config.order_seed,
         "epochs": config.epochs or spec.epochs,
         "batch_size": config.batch_size or spec.batch_size,

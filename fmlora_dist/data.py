@@ -67,6 +67,7 @@ class RunData:
             self.index,
             scenario=config.scenario,
             n_tasks=config.tasks,
+            usual=self.spec.usual_tasks,
             order_seed=config.order_seed,
             class_order=config.class_order,
             first_task=config.first_task,

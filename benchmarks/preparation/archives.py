@@ -58,11 +58,11 @@ def _zip(path: Path) -> Iterator[tuple[str, Place]]:
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             name = checked_name(member.orig_filename, str(path))
-            mode = member.external_attr >> 16
+            kind = stat.S_IFMT(member.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG, stat.S_IFDIR if member.is_dir() else 0):  # hidden ones are refused, too
+                refuse(str(path), f"member {member.orig_filename!r} that is a link or device", "regular files")
             if member.is_dir() or not name:
                 continue
-            if stat.S_IFMT(mode) not in (0, stat.S_IFREG):
-                refuse(str(path), f"member '{name}' that is a link or device", "regular files")
             if member.flag_bits & 1:
                 refuse(str(path), f"member '{name}' encrypted", "members without a password", "decrypt it")
             if member.compress_type not in (STORED, DEFLATED):
@@ -116,11 +116,12 @@ def _members(tar: tarfile.TarFile, path: Path | str) -> Iterator[tuple[tarfile.T
     while (member := tar.next()) is not None:
         tar.members = []  # type: ignore[attr-defined]  # or it would keep all of them
         name = checked_name(member.name, str(path))
-        if member.isdir() or not name:
+        if member.isdir():
             continue
-        if not member.isreg() or member.sparse is not None:
-            refuse(str(path), f"member '{name}' that is a link, device or sparse file", "regular files")
-        yield member, name
+        if not member.isreg() or member.sparse is not None:  # hidden ones are refused, too
+            refuse(str(path), f"member {member.name!r} that is a link, device or sparse file", "regular files")
+        if name:
+            yield member, name
     # tarfile takes a broken header for the end; only zeros follow the true one.
     rest = cast(IO[bytes], tar.fileobj)
     if isinstance(rest, io.IOBase):  # a stream is there already

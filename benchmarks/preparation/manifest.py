@@ -82,6 +82,9 @@ def parse_manifest(content: bytes, where: str) -> dict[str, Any]:
         for name, entry in files.items():
             if not isinstance(entry["bytes"], int) or not isinstance(entry["sha256"], str):
                 raise ValueError(f"file {name!r}")
+        for one in document["skipped"]:
+            if one.keys() != {"file", "key", "reason"} or not all(isinstance(text, str) for text in one.values()):
+                raise ValueError(f"skipped {one!r}")
         if INDEX_FILE not in files or not all(isinstance(document[key], str) for key in ("data_set", "plan")):
             raise ValueError("missing entries")
     except (ValueError, KeyError, TypeError, AttributeError) as error:

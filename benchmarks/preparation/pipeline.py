@@ -1,7 +1,7 @@
 """`fmlora prepare`: from a data set's published files to shards, index and manifest.
 
 The order of events makes it restartable. A shard is written whole, then its record; when all records are there, the
-manifest, then the index, and then the records go. Whenever it is killed, the same command finds the finished shards.
+index, then the manifest, and then the records go. Whenever it is killed, the same command finds the finished shards.
 The plan depends on the listing and the file sizes alone, so neither workers nor interruptions change a byte.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from benchmarks.preparation.counts import differences
 from benchmarks.preparation.manifest import MANIFEST_FILE, make_manifest, parse_manifest
 from benchmarks.preparation.plan import Options, Plan, make_plan
 from benchmarks.preparation.progress import ImageProgress
-from benchmarks.preparation.records import Record, Records, read_if_there
+from benchmarks.preparation.records import Record, Records, Skipped, read_if_there
 from benchmarks.preparation.shard_jobs import broken, make_shard, shard_jobs
 from benchmarks.preparation.sources import Source, open_source
 from benchmarks.preparation.splits import Split
@@ -92,12 +93,6 @@ def prepare(
     listing = _listed(spec, source, split, allow_partial=allow_partial)
     plan = make_plan(spec.name, listing, source, options)
     described = {
-        "short_side": options.short_side,
-        "shard_size": options.shard_size,
-        "split": listing.split_rule,
-        "images": len(listing.items),
-    }
-    described = {
         "data_set": spec.name,
         "source": source.name,
         "split": listing.split_rule,
@@ -106,9 +101,11 @@ def prepare(
     }
     records = Records(out)
     with records.claimed():
-        if (index := _complete(out, plan, unfinished=records.begun())) is not None:
+        if (complete := _complete(out, plan, unfinished=records.begun())) is not None:
             _clean(out, plan, records)  # a kill may have come between the manifest and this
-            return Prepared(index=index, skipped=0, already=True, rate=0.0)
+            index, left_out = complete
+            _check_whole(source, left_out, skip=skip)
+            return Prepared(index=index, skipped=len(left_out), already=True, rate=0.0)
         if not records.begun():
             _check_free(out, plan)
         records.begin(plan.digest, described)
@@ -143,10 +140,9 @@ def _make_shards(
     console: Console,
 ) -> tuple[dict[str, Record], float]:
     """The records of all shards by name, those of earlier calls too; and images a second."""
-    done = records.read([shard.name for shard in plan.shards], _sizes(out))
+    done = records.read([shard.name for shard in plan.shards], open_folder(out).sizes())
     for record in done.values():
-        if record.skipped and not skip:
-            raise UserError(broken(source.name, record.skipped[0].file, record.skipped[0].reason))
+        _check_whole(source, record.skipped, skip=skip)
     todo = [shard for shard in plan.shards if shard.name not in done]
     workers = max(1, min(workers or _enough_workers(listing, source), len(todo)))
     jobs = shard_jobs(out, listing, source, todo, short_side=options.short_side, skip=skip)
@@ -189,14 +185,20 @@ def _local(out: str) -> Path | None:
     return None if "://" in path else Path(path)
 
 
-def _complete(out: str, plan: Plan, *, unfinished: bool) -> Index | None:
-    """The index in `out` if it is that of the same plan; None where there is none yet."""
+def _check_whole(source: Source, left_out: Sequence[Skipped], *, skip: bool) -> None:
+    """What an earlier call left out, this one takes for broken, too, unless it may skip it."""
+    if left_out and not skip:
+        raise UserError(broken(source.name, left_out[0].file, left_out[0].reason))
+
+
+def _complete(out: str, plan: Plan, *, unfinished: bool) -> tuple[Index, list[Skipped]] | None:
+    """The index in `out`, and what was left out of it, if it is that of the same plan; None where there is none yet."""
     folder = open_folder(out)
     content = read_if_there(folder, MANIFEST_FILE)
     if content is not None:
         manifest = parse_manifest(content, f"{out}/{MANIFEST_FILE}")
         if manifest["plan"] == plan.digest:
-            return Index.load(folder)
+            return Index.load(folder), [Skipped(**one) for one in manifest["skipped"]]
         found = f"that of '{manifest['data_set']}', split {manifest.get('split_rule')}"
     elif not unfinished and read_if_there(folder, INDEX_FILE) is not None:
         found = "one without a manifest"
@@ -210,17 +212,10 @@ def _complete(out: str, plan: Plan, *, unfinished: bool) -> Index | None:
 
 def _check_free(out: str, plan: Plan) -> None:
     """A folder in which no call has begun must hold nothing that this one would replace."""
-    present = _sizes(out)
+    present = open_folder(out).sizes()
     for shard in plan.shards:
         if shard.name in present:
             raise UserError(f"out: found a file {shard.name} in {out}, expected none; choose another --out")
-
-
-def _sizes(out: str) -> dict[str, int]:
-    try:
-        return open_folder(out).sizes()
-    except OSError:  # no such folder yet
-        return {}
 
 
 def _enough_workers(listing: Listing, source: Source) -> int:

@@ -123,11 +123,7 @@ class Records:
             names: The shards of the plan.
             sizes: Length in bytes of each file in the output folder.
         """
-        try:
-            noted = self._folder.sizes()
-        except OSError:
-            noted = {}
-        found = {}
+        noted, found = self._folder.sizes(), {}
         for name in names:
             if f"{name}.json" in noted and name in sizes:
                 record = _parse(self._folder.read(f"{name}.json"))

@@ -51,7 +51,7 @@ def parse_split(text: str | None, seed: int | None, choices: Sequence[str], benc
     if kind not in (choices or (OFFICIAL,)):
         advice = nearest(kind, choices) if choices else f"leave --split out, '{benchmark}' has its own"
         raise UserError(f"split: found '{text}', expected {expected or 'none'}; {advice}")
-    if (kind in _PLAIN) == bool(colon):
+    if colon if kind in _PLAIN else not rest:
         expected = f"--split {kind}" if kind in _PLAIN else f"--split {kind}:FILE"
         raise UserError(f"split: found '{text}', expected {expected}; correct it")
     if seed is not None and (kind != "random" or seed < 0):
@@ -67,12 +67,12 @@ def _lists(text: str) -> tuple[Path, Path]:
             start, end = places[-1].span()
             name = paths[0].name
             paths = [paths[0].with_name(name[:start] + word + name[end:]) for word in ("train", "test")]
-    if len(paths) != 2:
-        raise UserError(
-            f"split: found {len(paths)} lists in '{text}', expected one for training and one for test; give"
-            " --split KIND:TRAIN,TEST"
-        )
     for path in paths:
         if not path.is_file():
             raise UserError(f"split: found no list {path}, expected the training and the test list; correct the path")
+    if len(paths) != 2:
+        raise UserError(
+            f"split: found {len(paths)} list{'s' if len(paths) > 1 else ''} in '{text}', expected one for training and"
+            " one for test; give --split KIND:TRAIN,TEST"
+        )
     return paths[0], paths[1]

@@ -51,10 +51,13 @@ def whole(text: str) -> int:
 
 
 def byte_count(text: str) -> int:
-    """512MiB, say, in bytes."""
+    """512MiB, say, in bytes; at least one."""
     from fmlora_dist.config import parse_bytes
 
     try:
-        return parse_bytes(text)
+        value = parse_bytes(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"found '{text}', expected at least 1 byte; write for example 64MiB")
+    return value

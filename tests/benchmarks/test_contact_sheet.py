@@ -215,7 +215,9 @@ def test_large_images_become_thumbnails(make: Callable[..., Path], tmp_path: Pat
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--tasks", "3"], ["tasks: found 3", "1, 2, 4"]),
+        (["--tasks", "3"], ["tasks: found 3, expected", "1, 2, 4"]),
+        ([], ["tasks: found 10 (the default), expected a number that divides the 4 classes"]),
+        (["--first-task", "2"], ["tasks: found 10 (the default), expected one more than"]),
         (["--class-order", "sortd"], ["class_order: found 'sortd'"]),
         (["--tasks", "x"], ["tasks: ", "found 'x'"]),
         (["--per-class", "21"], ["per-class: found 21, expected at most 20"]),

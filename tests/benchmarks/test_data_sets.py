@@ -67,6 +67,11 @@ def test_lists_that_are_not_coda_prompts_are_stated_as_other_lists(read, coda, m
     assert read(imagenet_r, files, split).split_rule == f"coda:{rule}"
 
 
+def test_coda_prompts_lists_are_known_by_the_checksums_of_the_published_files():
+    assert [digest[:16] for digest in imagenet_r.CODA_LISTS] == ["6bcaa14ca9359915", "57275ac242d68983"]
+    assert [len(bytes.fromhex(digest)) for digest in imagenet_r.CODA_LISTS] == [32, 32]
+
+
 def test_a_listed_file_that_is_missing_is_named(refused, coda):
     files = layouts.imagenet_r()
     split = coda(*layouts.coda_lists(files))

@@ -1,15 +1,21 @@
 """What `fmlora prepare` says of broken images, and of folders, splits and counts that are not what they should be."""
 
+import json
+import re
 import shutil
 import zlib
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from benchmarks.index import Index
 from benchmarks.preparation.images import BrokenImage, check_image
-from preparing import SMALL, manifest, picture, prepare
+from preparing import SMALL, content, manifest, picture, prepare
 from running import command_here
 
 # -- broken images ------------------------------------------------------------------------------------------------
@@ -51,6 +57,27 @@ def test_broken_images_are_skipped_where_the_user_says_so_and_listed(photos: Pat
     assert command_here(["verify", out]).code == 0
 
 
+def test_a_complete_folder_that_lacks_images_is_refused_without_skip_and_counted_with_it(
+    photos: Path, tmp_path: Path
+) -> None:
+    (photos / "test" / "ant" / "text.jpg").write_bytes(BROKEN["text.jpg"])
+    out = tmp_path / "out"
+    assert prepare(photos, out, *SMALL, "--on-error", "skip").code == 0
+    again = prepare(photos, out, *SMALL, "--on-error", "skip")
+    assert again.code == 0
+    assert "complete already" in again.out and "skipped 1 broken images" in again.out
+    before = content(out)
+    done = prepare(photos, out)
+    assert done.code == 2
+    assert done.err.startswith("fmlora: error: photos/test/ant/text.jpg: found ") and done.err.count("\n") == 1
+    assert "--on-error skip" in done.err
+    assert content(out) == before
+    changed = manifest(out)
+    changed["skipped"] = [{"file": "test/ant/text.jpg"}]
+    (out / "manifest.json").write_text(json.dumps(changed))
+    assert "found a broken manifest (ValueError: skipped {'file': " in prepare(photos, out).err
+
+
 @pytest.mark.parametrize("side", [12_000, 60_000])
 def test_images_of_more_pixels_than_memory_should_hold_are_broken(side: int) -> None:
     large = bytearray(picture(0, "PNG"))
@@ -58,6 +85,50 @@ def test_images_of_more_pixels_than_memory_should_hold_are_broken(side: int) -> 
     large[29:33] = zlib.crc32(large[12:29]).to_bytes(4, "big")
     with pytest.raises(BrokenImage, match="more pixels than 134217728"):
         check_image(bytes(large))
+
+
+# -- places and sizes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [PermissionError("no list for you"), RuntimeError("403, Forbidden")])
+def test_a_remote_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    error: Exception, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"memory://{tmp_path}/out"
+    fsspec.filesystem("memory").pipe_file(f"{url}/train-0000.tar", b"mine")
+    monkeypatch.setattr(MemoryFileSystem, "ls", Mock(side_effect=error))
+    done = prepare(photos, url)
+    assert done.code == 2
+    assert f"{url}: found no way to list this folder ({type(error).__name__}: {error})" in done.err
+    assert done.err.count("\n") == 1
+    assert fsspec.filesystem("memory").cat_file(f"{url}/train-0000.tar") == b"mine"
+
+
+def test_shards_are_read_where_nobody_may_list_them(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = f"memory://{tmp_path}/out"
+    assert prepare(photos, url).code == 0
+    monkeypatch.setattr(MemoryFileSystem, "ls", Mock(side_effect=PermissionError("no list for you")))
+    assert len(Index.load(url)) == 24
+
+
+def test_who_writes_to_an_unreachable_url_is_told_to_check_it(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.folder.time", SimpleNamespace(sleep=lambda seconds: None))
+    done = prepare(photos, "http://127.0.0.1:9/shards")
+    assert done.code == 2
+    assert re.fullmatch(
+        r"fmlora: error: http://127\.0\.0\.1:9/shards/\S+: found .*, in 4 tries; check the connection, and the URL\n",
+        done.err,
+    ), done.err
+
+
+@pytest.mark.parametrize("size", ["0", "0KiB", "0.0001KiB"])
+def test_a_shard_of_no_bytes_is_refused(size: str, photos: Path, tmp_path: Path) -> None:
+    done = prepare(photos, tmp_path / "out", "--shard-size", size)
+    assert done.code == 2
+    assert f"--shard-size: found '{size}', expected at least 1 byte" in done.err and done.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()
 
 
 # -- counts, splits, the data set `folder` --------------------------------------------------------------------------

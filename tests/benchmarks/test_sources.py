@@ -129,6 +129,17 @@ HOSTILE: dict[str, tuple[str, dict[str, object]]] = {
 
 
 @pytest.mark.parametrize("form", ["x.tar", "x.tgz"])
+@pytest.mark.parametrize("name", [".a.jpg", "a/._x.jpg", "__MACOSX/a.jpg"])
+@pytest.mark.parametrize("kind", ["symbolic link", "hard link", "device", "pipe"])
+def test_hidden_members_of_tars_may_be_files_and_folders_only(kind: str, name: str, form: str, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / form, "w:gz" if form == "x.tgz" else "w") as tar:
+        add(tar, ".git", type=tarfile.DIRTYPE)
+        add(tar, name, **HOSTILE[kind][1])
+    with pytest.raises(UserError, match=rf"{form}: found member '{name}' that is a link, device or sparse file"):
+        open_source(tmp_path / form)
+
+
+@pytest.mark.parametrize("form", ["x.tar", "x.tgz"])
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_members_of_tars_that_lead_elsewhere_are_refused(kind: str, form: str, tmp_path: Path) -> None:
     name, fields = HOSTILE[kind]
@@ -151,13 +162,25 @@ def test_members_of_zips_that_lead_elsewhere_are_refused(name: str, tmp_path: Pa
         open_source(tmp_path / "x.zip")
 
 
-def test_links_in_zips_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.jpg", ".a.jpg", "__MACOSX/a.jpg", "a/"])
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO])
+def test_links_and_devices_in_zips_are_refused_hidden_or_not(kind: int, name: str, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
-        entry = zipfile.ZipInfo("a.jpg")
-        entry.external_attr = (stat.S_IFLNK | 0o777) << 16
+        entry = zipfile.ZipInfo(name)
+        entry.external_attr = (kind | 0o777) << 16
         archive.writestr(entry, "/etc/passwd")
-    with pytest.raises(UserError, match="link or device"):
+    with pytest.raises(UserError, match=f"found member '{name}' that is a link or device"):
         open_source(tmp_path / "x.zip")
+
+
+def test_folders_in_zips_are_no_devices(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        for name in ("a/", ".git/"):
+            entry = zipfile.ZipInfo(name)
+            entry.external_attr = (stat.S_IFDIR | 0o755) << 16
+            archive.writestr(entry, "")
+        archive.writestr("a/1.jpg", "1")
+    assert open_source(tmp_path / "x.zip").names == ("a/1.jpg",)
 
 
 def test_names_that_come_twice_are_refused(tmp_path: Path) -> None:

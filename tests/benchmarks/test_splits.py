@@ -33,7 +33,7 @@ def test_a_seed_is_for_random_splits_only() -> None:
             parse_split(text, seed, CHOICES, "x")
 
 
-@pytest.mark.parametrize("text", ["random:x", "folders:x", "coda"])
+@pytest.mark.parametrize("text", ["random:x", "random:", "folders:x", "coda", "coda:"])
 def test_lists_are_given_where_they_are_read_and_nowhere_else(text: str) -> None:
     with pytest.raises(UserError, match=f"split: found '{text}', expected --split"):
         parse_split(text, None, CHOICES, "x")
@@ -48,5 +48,9 @@ def test_either_of_two_lists_names_both(tmp_path: Path) -> None:
     test.unlink()
     with pytest.raises(UserError, match=f"found no list {test}"):
         parse_split(f"coda:{train}", None, CHOICES, "x")
-    with pytest.raises(UserError, match=r"found 1 lists in 'a\.yaml'"):
-        parse_split("coda:a.yaml", None, CHOICES, "x")
+    alone = tmp_path / "a.yaml"
+    with pytest.raises(UserError, match=f"found no list {alone}"):
+        parse_split(f"coda:{alone}", None, CHOICES, "x")
+    alone.write_text("x")
+    with pytest.raises(UserError, match=f"found 1 list in '{alone}', expected one for training and one for test"):
+        parse_split(f"coda:{alone}", None, CHOICES, "x")

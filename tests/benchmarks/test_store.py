@@ -187,6 +187,15 @@ def test_a_server_that_is_gone_is_reported(tiny, folder):
     assert server.url in refusal(store, 1)
 
 
+def test_what_to_check_is_that_of_the_call(tiny, server):
+    server.always = "500"
+    with pytest.raises(UserError, match=r"; check the connection, and that files can be written to this URL$"):
+        remote(server.url, tries=2).write("train-0000.tar", b"shard")
+    with pytest.raises(UserError, match=r"; check the connection, and the URL$"):
+        remote(server.url, tries=2).read("index.json")
+    assert refusal(Store(remote(server.url, tries=2), tiny.index), 0).endswith("that the shards are those of the index")
+
+
 def test_an_index_is_tried_again_too(server):
     server.faults = ["500", "reset", "truncate"]
     assert len(Index.load(remote(server.url))) == 108
