@@ -68,6 +68,7 @@ def whole_result(
         "ranks": [16] * len(rows) if method == "fmlora" else [],
         "complexity": [draw.random() for _ in rows] if method == "fmlora" else [],
         "drift": [draw.random() for _ in rows],
+        "weight_change": [draw.random() for _ in rows],
         "steps": [90] * len(rows),
         "train_seconds": [draw.random() + 1 for _ in rows],
         "peak_memory_bytes": draw.randint(2**29, 2**30),

@@ -30,7 +30,7 @@ from fmlora_dist.report.drawing import (
 )
 from fmlora_dist.report.measures import Measure
 from fmlora_dist.report.significance import Ranking
-from fmlora_dist.report.traces import Rows, Trace, Values, over_seeds
+from fmlora_dist.report.traces import CHANGE, DRIFT, Move, Rows, Trace, Values, over_seeds
 
 __all__ = ["draw"]
 
@@ -148,7 +148,11 @@ def _ranks(rows: Rows, here: list[Column], looks: dict[str, Style]) -> Iterator[
 
 
 def _drift(rows: Rows, here: list[Column], looks: dict[str, Style]) -> Iterator[Drawing]:
-    yield from _drifts(rows, here, looks, "drift", "Drift of the first task's features")
+    yield from _moves(rows, here, looks, DRIFT, "drift", "Drift of the first task's features")
+
+
+def _weight_change(rows: Rows, here: list[Column], looks: dict[str, Style]) -> Iterator[Drawing]:
+    yield from _moves(rows, here, looks, CHANGE, "weights", "Change of the adapted weights")
 
 
 def _drift_by_prompts(rows: Rows, here: list[Column], looks: dict[str, Style]) -> Iterator[Drawing]:
@@ -161,20 +165,22 @@ def _drift_by_prompts(rows: Rows, here: list[Column], looks: dict[str, Style]) -
                 if 0 in by_m:
                     parts[f"m = {m}" + (f", {rest}" if len(swept) > 1 else "")][column] = traces
     looks = styles(parts)
-    yield from _drifts(parts, here, looks, "drift-prompts", "Drift without and with prompt tokens")
+    yield from _moves(parts, here, looks, DRIFT, "drift-prompts", "Drift without and with prompt tokens")
 
 
-def _drifts(rows: Rows, here: list[Column], looks: dict[str, Style], name: str, title: str) -> Iterator[Drawing]:
+def _moves(
+    rows: Rows, here: list[Column], looks: dict[str, Style], move: Move, name: str, title: str
+) -> Iterator[Drawing]:
     def line(axes: Axes, label: str, column: Column, values: Values) -> None:
         mean_line(axes, range(1, column.n_tasks + 1), values, looks[label], label)
 
-    def drift(trace: Trace) -> list[float]:
-        return trace.drift if len(trace.drift) == trace.run.column.n_tasks else []
+    def after_each(trace: Trace) -> list[float]:
+        values = move.values(trace)
+        return values if len(values) == trace.run.column.n_tasks else []
 
-    figure = _by_task(rows, here, drift, line, "drift of task 1's features")
+    figure = _by_task(rows, here, after_each, line, move.axis)
     if figure:
-        caption = f"1 − mean cosine of task 1's test features to what they were after task 1. {_BAND}"
-        yield _drawing(here, name, title, caption, figure)
+        yield _drawing(here, name, title, f"{move.what} {_BAND}", figure)
 
 
 def _stored(rows: Rows, here: list[Column], looks: dict[str, Style]) -> Iterator[Drawing]:
@@ -377,5 +383,8 @@ def _drawing(here: list[Column], name: str, title: str, caption: str, figure: Fi
     )
 
 
-_KINDS = (_curves, _acc_by_n, _prompts, _ranks, _drift, _drift_by_prompts, _stored, _step_times, _matrices)
+_KINDS = (
+    *(_curves, _acc_by_n, _prompts, _ranks, _drift, _drift_by_prompts, _weight_change),
+    *(_stored, _step_times, _matrices),
+)
 """The figures of a benchmark, in their order."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,7 @@ from fmlora_dist.report.contents import Report
 from fmlora_dist.report.layouts import ORDER
 from fmlora_dist.report.tables import BOUNDS
 
-__all__ = ["Rows", "Trace", "Values", "over_seeds", "read_profile", "read_rows"]
+__all__ = ["CHANGE", "DRIFT", "Move", "Rows", "Trace", "Values", "over_seeds", "read_profile", "read_rows"]
 
 Values = NDArray[np.float64]
 
@@ -34,6 +34,8 @@ class Trace:
     complexity: list[float]
     drift: list[float]
     """1 - mean cosine of task 1's test features to what they were after task 1, after each task."""
+    weight_change: list[float]
+    """Norm of all that was added to the adapted weights, over their own, after each task."""
     stored: list[float]
     """Numbers kept after each task, without the backbone."""
     step_seconds: list[float]
@@ -54,6 +56,28 @@ class Trace:
     def acc(self) -> list[float]:
         value = self.run.metrics.get("acc")
         return [] if value is None else [value]
+
+
+class Move(NamedTuple):
+    """What moves from task to task, if a run measured it after each."""
+
+    values: Callable[[Trace], list[float]]
+    axis: str
+    """Label of a figure's axis."""
+    what: str
+    """In a sentence."""
+
+
+DRIFT = Move(
+    lambda trace: trace.drift,
+    "drift of task 1's features",
+    "1 − mean cosine of task 1's test features to what they were after task 1.",
+)
+CHANGE = Move(
+    lambda trace: trace.weight_change,
+    "change of weights",
+    "Norm of all that the tasks so far have added to the adapted weights, over the weights' own.",
+)
 
 
 Rows = dict[str, dict[Column, list[Trace]]]
@@ -90,6 +114,7 @@ def _read(run: Run) -> Trace:
         ranks=_numbers(result.get("ranks")),
         complexity=_numbers(result.get("complexity")),
         drift=_numbers(result.get("drift")),
+        weight_change=_numbers(result.get("weight_change")),
         stored=_numbers((result.get("parameters") or {}).get("stored")),
         step_seconds=[time / n for time, n in zip(seconds, steps, strict=False) if n],
         config=result.get("config") or {},

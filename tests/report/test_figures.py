@@ -57,8 +57,8 @@ def line(axes: Axes, label: str) -> tuple[list[float], list[float]]:
 
 
 def test_every_figure_that_there_is_data_for_is_drawn(rich: dict[str, Drawing]) -> None:
-    icons = ("curves", "acc-by-n", "prompts", "ranks", "drift", "drift-prompts", "stored", "step-time")
-    one = ("curves", "drift", "stored", "step-time", "matrix-3")
+    icons = ("curves", "acc-by-n", "prompts", "ranks", "drift", "drift-prompts", "weights", "stored", "step-time")
+    one = ("curves", "drift", "weights", "stored", "step-time", "matrix-3")
     wanted = {f"icons-{name}" for name in (*icons, "matrix-3", "matrix-5")}
     assert {*rich} == wanted | {f"cifar100-{name}" for name in one} | {"step-time"}
 
@@ -161,6 +161,8 @@ def test_ranks_complexity_and_drift_by_task(rich: dict[str, Drawing], rich_grid:
     drift = np.mean([run["drift"] for run in without], axis=0)
     assert line(panel(rich["icons-drift-prompts"], "icons, N = 5"), "m = 0")[1] == pytest.approx(drift)
     assert line(panel(rich["icons-drift"], "icons, N = 5"), label)[1] == pytest.approx(drift)
+    change = np.mean([run["weight_change"] for run in without], axis=0)
+    assert line(panel(rich["icons-weights"], "icons, N = 5"), label)[1] == pytest.approx(change)
 
 
 def test_the_matrix_is_the_mean_over_seeds_and_empty_above_its_diagonal(
