@@ -80,12 +80,12 @@ def page_of(folder: Path) -> str:
 
 def test_the_page_holds_every_number_of_the_tables(written: Path) -> None:
     markdown = (written / "tables.md").read_text().replace("\\*", "*")
-    figure = r"\d+\.\d+(?: ± \d+\.\d+)?"
+    figure = r"-?\d+\.\d+(?: ± \d+\.\d+)?"
     cells = Counter(
         number
         for row in re.findall(r"^\|.*\|$", markdown, re.M)
         for cell in row.split("|")
-        for number in re.findall(rf"^\W*(?:<u>)?({figure})(?:</u>)?\W*$", cell.strip())
+        for number in re.findall(rf"^[^\w-]*(?:<u>)?({figure})(?:</u>)?\W*$", cell.strip())
     )
     assert cells.total() > 60
     texts = Counter(Page((written / "index.html").read_text()).texts)
