@@ -6,6 +6,7 @@ A process does one thing when it is asked to and sleeps in between, so that step
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -269,9 +270,17 @@ def _serve(pipe: Connection, make: Callable[..., Any], arguments: tuple[Any, ...
         except EOFError:
             return
         try:
-            subject = subject or make(*arguments)
+            if subject is None:
+                subject = make(*arguments)
+                _share_a_core(subject.world)
             pipe.send(getattr(subject, what)(*words))
         except BrokenPipeError:
             return
         except Exception as error:
             pipe.send(error)
+
+
+def _share_a_core(world: World) -> None:
+    """On one CPU thread all subjects take the same core: cores of one machine were found to differ by a fifth."""
+    if clock(world) is time.process_time and hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
