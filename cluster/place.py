@@ -211,8 +211,12 @@ class _Tuning(threading.Thread):
 
 
 def _why_lost(error: Exception | None) -> str:
-    """Of a run that has ended with its worker. Ray ends one when the memory of its node is nearly used up."""
-    return f"{LOST}: Ray ended it for want of memory; {MEMORY}" if re.search("OOM|memory", str(error)) else LOST
+    """Of a run that has ended with its worker. Ray ends one when the memory of its node is nearly used up.
+
+    Ray names memory among the possible causes of any other loss, too, so only its monitor's own words count.
+    """
+    by_ray = re.search("low on memory|memory pressure", str(error))
+    return f"{LOST}: Ray ended it for want of memory; {MEMORY}" if by_ray else LOST
 
 
 def _needs(config: dict[str, Any]) -> Any:

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cluster.watch import Follower, RunState, Watch
+from cluster.place import _why_lost
+from cluster.watch import LOST, Follower, RunState, Watch
 
 
 def write(folder: Path, *events: dict[str, Any], end: str = "\n") -> None:
@@ -82,6 +83,23 @@ def test_a_failure_has_its_reason_in_one_line(
     (tmp_path / "log.txt").write_text(log)
     state.end(code)
     assert state.status == "failed" and state.message.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("error", "memory"),
+    [
+        ("2 worker(s) were killed due to the node running low on memory.", True),
+        ("(tasks and actors) killed due to memory pressure (OOM), ", True),
+        (
+            "(1) the process was killed by the OOM killer due to high memory usage, (2) ray stop --force is called",
+            False,
+        ),
+        (None, False),
+    ],
+)
+def test_memory_is_blamed_for_a_lost_worker_only_where_rays_monitor_says_so(error: str | None, memory: bool) -> None:
+    message = _why_lost(Exception(error) if error else None)
+    assert message.startswith(LOST) and ("resources.memory" in message) == memory
 
 
 def test_without_a_terminal_each_finished_task_is_a_plain_line(tmp_path: Path) -> None:
