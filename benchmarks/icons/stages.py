@@ -38,9 +38,9 @@ class Recipe:
     weight_decay: float = 0.05
     warmup_steps: int = 300
     label_smoothing: float = 0.1
-    least_families: int = 8
+    least_families: int = 6
     """Fewest families that use a label."""
-    least_drawings: int = 18
+    least_drawings: int = 12
     """Fewest drawings that have a label."""
     most_test: int = 5000
     """Most drawings of test-side families."""
@@ -48,8 +48,8 @@ class Recipe:
 
 
 STAGES = (
-    Recipe(labels="names", epochs=8, batch_size=128, learning_rate=1e-3, patch_drop=0.0),
-    Recipe(labels="words", epochs=4, batch_size=64, learning_rate=5e-4, patch_drop=0.25),
+    Recipe(labels="names", epochs=12, batch_size=128, learning_rate=1e-3, patch_drop=0.25),
+    Recipe(labels="words", epochs=8, batch_size=128, learning_rate=7e-4, patch_drop=0.25),
 )
 
 
