@@ -23,7 +23,7 @@ def icons() -> BenchmarkSpec:
         image_size=48,
         task_counts=(5, 10, 20),
         backbone_weights=DATA / "backbone.safetensors",
-        # By task 1's validation part, docs/study.md: as good as 12 epochs in batches of 32, in three quarters of the time.
+        # By task 1's validation part (docs/study.md): as good as 12 epochs in batches of 32, in less time.
         epochs=8,
         batch_size=16,
         transforms={"default": Transform(crop_scale=(0.6, 1.0))},
