@@ -41,7 +41,11 @@ def explain_memory() -> Iterator[None]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, or all of them when none is near."""
+    """The end of a message about an unknown name: the nearest known one, or all of them when none is near.
+
+    Of dotted names the nearest is one that ends so: of ``--lr`` it is ``--train.lr``.
+    """
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    ends = [each for each in known if each.rpartition(".")[2] == name.lstrip("-")]
+    close = ends or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean '{close[0]}'?" if close else f"known are: {', '.join(known)}"

@@ -45,6 +45,7 @@ def _assert_refused(done: Done, *parts: str) -> None:
         ("--benchmark icnos", ["unknown benchmark 'icnos'", "did you mean 'icons'?"]),
         ("--method.rnk 3", ["unknown field '--method.rnk'", "did you mean '--method.rank'?"]),
         ("--epochz 3", ["unknown field '--epochz'", "did you mean '--epochs'?"]),
+        ("--lr 0.1", ["unknown field '--lr'", "did you mean '--train.lr'?"]),
         ("--tasks 5", ["tasks: found 5", "divides the 12 classes", "nearest are 3, 4, 6"]),
         ("--tasks x", ["tasks: ", "integer", "found 'x'"]),
         ("--tasks 0", ["tasks: ", "found '0'"]),
