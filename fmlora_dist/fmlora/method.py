@@ -48,10 +48,10 @@ class FMLoRAConfig(MethodConfig):
     """Most training images that the complexity is measured on (at most a quarter of the task's)."""
     prompt_tokens: int = Field(10, ge=0)
     """Number m of shared prompt tokens (DMP); 0: none."""
-    factors_lr: float = Field(0.25, gt=0)
-    """Learning rate of M and N as a multiple of train.lr; small, for task 1 has learned what the tasks share."""
+    factors_lr: float = Field(1.0, gt=0)
+    """Learning rate of M and N as a multiple of train.lr."""
     prompts_lr: float = Field(0.0625, gt=0)
-    """Learning rate of the prompts in tasks 2, 3, … as a multiple of train.lr; small for the same reason."""
+    """Learning rate of the prompts in tasks 2, 3, … as a multiple of train.lr; small, for all tasks share them."""
 
     @model_validator(mode="after")
     def _check_ranks(self) -> "FMLoRAConfig":
