@@ -134,7 +134,7 @@ def supervise(trial: Trial, processes: Sequence[Any], keep: Callable[[], None] =
             if size != seen:
                 seen, since = size, time.monotonic()
             if timeout and time.monotonic() - since > timeout:
-                message = f"no step for {timeout:g} s (--stall-timeout), so it was ended"
+                message = f"nothing happened for {timeout:g} s (--stall-timeout), so it was ended"
                 return Outcome(status="stalled", exit_code=-signal.SIGKILL, message=message, host=socket.gethostname())
             keep()
             processes[0].pause(_LOOK_EVERY)

@@ -51,6 +51,8 @@ class RunData:
 
     opened: Callable[[Sequence[str]], None] | None = None
     """Receives the keys of all images that are read (tests prove by it that nothing is rehearsed)."""
+    moved: Callable[[], None] | None = None
+    """Called with each batch of a step, a pass or a test."""
 
     def __init__(self, config: RunConfig, world: World):
         """Load and check the index. Raises ``UserError`` for whatever is wrong with data or task count."""
@@ -194,6 +196,8 @@ class RunData:
         return (self.plain(batch) for batch in batches)
 
     def _to_device(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        if self.moved:
+            self.moved()
         device, images = self.world.device, batch.images
         moved = images.to(device) if isinstance(images, Windows) else images.to(device, non_blocking=True)
         return moved, batch.labels.to(device, non_blocking=True)

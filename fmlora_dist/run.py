@@ -29,6 +29,8 @@ T = TypeVar("T")
 
 _CHECK_EVERY = 50
 """Steps after which losses are looked at (the device is not waited for in between)."""
+_SIGN_EVERY = 60.0
+"""Seconds without an event after which a pass or a test says that it goes on, so that nobody takes it for dead."""
 _DRIFT_IMAGES = 256
 """Test images of task 1 on which the drift of features is measured."""
 
@@ -38,7 +40,7 @@ class Run:
 
     def __init__(self, config: RunConfig, world: World, *, started: float | None = None):
         """``started``: ``time.perf_counter`` when the process took to this run; until now it has imported modules."""
-        self._counted = time.perf_counter()
+        self._counted = self._told = time.perf_counter()
         self._imports = 0.0 if started is None else self._counted - started
         self.config, self.world = config, world
         self.data = RunData(config, world)
@@ -61,6 +63,7 @@ class Run:
     def go(self, record: RunDirectory) -> dict[str, Any]:
         """Train all tasks that are not done, write the result and give it."""
         self.record = record
+        self.data.moved = self._alive
         self.world.connect()
         optimizer = self._resume()
         config = self.config
@@ -258,7 +261,12 @@ class Run:
             raise outcome
         return cast(T, outcome)
 
+    def _alive(self) -> None:
+        if time.perf_counter() - self._told >= _SIGN_EVERY:
+            self._event("alive", task=self.position.task)
+
     def _event(self, kind: str, **facts: Any) -> None:
+        self._told = time.perf_counter()
         if self.world.main:
             self.record.event(kind, **facts)
 

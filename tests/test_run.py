@@ -9,10 +9,11 @@ from fmlora_dist.config import parse_config
 from fmlora_dist.distributed import World
 from fmlora_dist.errors import UserError
 from fmlora_dist.metrics import summarize
+from fmlora_dist.record import RunDirectory
 from fmlora_dist.registry import list_methods
 from fmlora_dist.restore import restore
 from fmlora_dist.run import Run, evaluate
-from running import assert_same_run, checkpoint, command, finished, result, run_arguments, tiny_data
+from running import assert_same_run, checkpoint, command, events, finished, result, run_arguments, tiny_data
 from tiny_benchmark import tiny_arguments
 
 
@@ -63,6 +64,25 @@ def test_evaluation_leaves_the_method_as_it_was() -> None:
     assert first == evaluate(method, data, precision, data.n_tasks, batch_size=5)
     assert first == result(finished("sdlora"))["accuracy_matrix"][-1]
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+
+
+def test_passes_and_tests_are_signs_of_life_where_steps_are_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fmlora_dist.run._SIGN_EVERY", 0.0)
+    config, _ = parse_config(tiny_arguments(tiny_data(), method="simplecil"), prog="fmlora run")
+    record = RunDirectory(tmp_path / "run")
+    record.open(config)
+    Run(config, World("cpu", 1)).go(record)
+    record.close()
+    found = [(event["event"], event.get("task")) for event in events(tmp_path / "run")]
+    kinds = [kind for kind, _ in found]
+    assert kinds[0] == "start" and kinds[-1] == "complete" and set(kinds) == {"start", "alive", "task", "complete"}
+    assert {task for kind, task in found if kind == "alive"} == {1, 2, 3}
+
+
+def test_a_run_with_steps_every_second_needs_no_other_sign_of_life() -> None:
+    assert "alive" not in {event["event"] for event in events(finished("fmlora"))}
 
 
 def test_whatever_is_wrong_is_said_when_the_run_is_made() -> None:

@@ -57,7 +57,7 @@ def test_the_way_a_process_ends_says_whether_another_try_would_help(
 def test_a_run_that_writes_no_event_for_too_long_is_ended(tmp_path: Path) -> None:
     hanging = python("import time; time.sleep(600)")
     outcome = supervise(trial(tmp_path, stall_timeout=1.0), [hanging])
-    assert outcome["status"] == "stalled" and "no step for 1 s (--stall-timeout)" in outcome["message"]
+    assert outcome["status"] == "stalled" and "nothing happened for 1 s (--stall-timeout)" in outcome["message"]
     assert not alive(hanging.process.pid)
 
 

@@ -28,7 +28,7 @@ def test_a_run_that_hangs_is_ended_and_tried_again_as_often_as_was_said_and_then
 
     text = io.StringIO()
     assert run_grid(str(file), out, Console(file=text, width=200), Options(retries=2, stall_timeout=3)) == 1
-    reason = "no step for 3 s (--stall-timeout), so it was ended"
+    reason = "nothing happened for 3 s (--stall-timeout), so it was ended"
     log = [event for event in Journal.read(out) if event.get("run") == run.name]
     assert [event["event"] for event in log] == ["start", "retry", "start", "retry", "start", "failed"]
     assert [event["message"] for event in log if "message" in event] == [reason] * 3
