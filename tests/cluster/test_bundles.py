@@ -1,5 +1,6 @@
 """Processes of a run in other bundles, on a real Ray of this machine."""
 
+import threading
 import time
 from pathlib import Path
 
@@ -18,6 +19,13 @@ def _ended(process: _Remote) -> int:
     while (code := process.poll()) is None:
         time.sleep(0.1)
     return code
+
+
+class _Busy:
+    """A worker whose call ends with it alone."""
+
+    def run(self) -> None:
+        threading.Event().wait()
 
 
 @pytest.mark.long
@@ -40,7 +48,8 @@ def test_a_process_refuses_where_the_package_is_another_and_dies_with_its_worker
         with pytest.raises(UserError, match=f"has fmlora-dist {__version__}, but the grid was started by 0.0.1"):
             _ended(process)
         assert not (tmp_path / "runs" / "x").exists()
-        process.stop()
-        lost = _Remote(1, actor, actor.run.remote(trial, 1, 2, "127.0.0.1", 1))
+        busy = ray.remote(_Busy).remote()
+        lost = _Remote(1, busy, busy.run.remote())
+        lost.stop()  # Ray kills in its own time: a call that could end by itself might end first
         with pytest.raises(RankLostError, match="process 1 was lost"):
             _ended(lost)
