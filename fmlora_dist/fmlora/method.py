@@ -46,8 +46,10 @@ class FMLoRAConfig(MethodConfig):
     """Learning rate of the selector's weights."""
     drs_images: int = Field(256, ge=1)
     """Most training images that the complexity is measured on (at most a quarter of the task's)."""
-    prompt_tokens: int = Field(10, ge=0)
+    prompt_tokens: int = Field(1, ge=0)
     """Number m of shared prompt tokens (DMP); 0: none."""
+    bases_lr: float = Field(1.0, gt=0)
+    """Learning rate of A and B in task 1 as a multiple of train.lr."""
     factors_lr: float = Field(1.0, gt=0)
     """Learning rate of M and N as a multiple of train.lr."""
     prompts_lr: float = Field(0.0625, gt=0)
@@ -129,7 +131,7 @@ class FMLoRA(LowRankMethod):
             factors = [parameter for adapter in adapters for parameter in (adapter.m, adapter.n)]
             return [*groups, ParameterGroup(name="factors", params=factors, lr=self.lr * self.config.factors_lr)]
         bases = [parameter for adapter in adapters for parameter in (adapter.a, adapter.b)]
-        return [*groups, ParameterGroup(name="bases", params=bases, lr=self.lr)]
+        return [*groups, ParameterGroup(name="bases", params=bases, lr=self.lr * self.config.bases_lr)]
 
     def end_task(self, data: TaskData) -> None:
         for adapter in self.each():

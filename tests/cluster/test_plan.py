@@ -139,9 +139,9 @@ def test_the_ablation_of_parts_has_each_alone_and_both() -> None:
     facts = [method.model_dump() for method in methods]
     fixed = {(each["task_rank"], each["prompt_tokens"]) for each in facts if not each["drs"]}
     ranks = FMLoRAConfig().candidate_ranks()
-    assert fixed == {*((rank, 0) for rank in ranks), (max(ranks), 10)}, "each rank that DRS may choose, and + DMP"
+    assert fixed == {*((rank, 0) for rank in ranks), (max(ranks), 1)}, "each rank that DRS may choose, and + DMP"
     chosen = {(each["prompt_tokens"], each["drs_price"]) for each in facts if each["drs"]}
-    assert chosen == {(0, 0.1), (10, 0.1), (10, 0.0)}, "+ DRS, both, and the paper's literal formula"
+    assert chosen == {(0, 0.1), (1, 0.1), (1, 0.0)}, "+ DRS, both, and the paper's literal formula"
 
 
 def test_the_rank_ablation_has_ranks_with_and_without_their_choice() -> None:

@@ -195,11 +195,11 @@ def test_head_rows_of_earlier_tasks_never_move(sequences: Any) -> None:
     sequences.check_old_rows("fmlora", **DRS)
 
 
-def test_learning_rates_of_later_factors_and_prompts_are_multiples_of_the_runs(sequences: Any) -> None:
-    method = sequences.make("fmlora", **DRS, lr=0.01, factors_lr=3.0, prompts_lr=0.5)
+def test_learning_rates_of_bases_factors_and_later_prompts_are_multiples_of_the_runs(sequences: Any) -> None:
+    method = sequences.make("fmlora", **DRS, lr=0.01, bases_lr=0.5, factors_lr=3.0, prompts_lr=0.5)
     data = sequences.begin(method, 1)
     rates = {group.name: group.lr for group in method.parameter_groups()}
-    assert rates == {"head": 0.01, "prompts": 0.01, "bases": 0.01}
+    assert rates == {"head": 0.01, "prompts": 0.01, "bases": 0.005}
     sequences.train(method, data)
     method.end_task(data)
     sequences.begin(method, 2)
