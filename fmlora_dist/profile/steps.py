@@ -26,7 +26,7 @@ from fmlora_dist.registry import get_method, list_methods
 
 __all__ = ["DEFAULT_METHODS", "StepsProfile", "profile_steps"]
 
-DEFAULT_METHODS = ("fmlora", "fmlora:prompt_tokens=0", "inflora", "lora", "sdlora")
+DEFAULT_METHODS = ("fmlora", "inflora", "lora", "sdlora")
 FLAT = ("fmlora", "inflora", "lora")
 """Methods whose step must cost the same at every task."""
 FIXED = {"fmlora": {"drs": False}}
