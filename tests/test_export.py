@@ -28,6 +28,7 @@ from fmlora_dist import registry
 from fmlora_dist.card import LOADING
 from fmlora_dist.errors import UserError
 from fmlora_dist.export import PlainModel, timm_input
+from fmlora_dist.fmlora.method import FMLoRAConfig
 from fmlora_dist.registry import get_method, list_benchmarks, list_methods
 from fmlora_dist.restore import restore
 from fmlora_dist.vit.backbone import BackboneConfig, load_backbone
@@ -50,7 +51,8 @@ RUNS: dict[str, dict[str, object]] = {
     "average after the norm": SHORT | {"backbone__options": json.dumps(AVERAGED | {"fc_norm": False})},
     "average beside a class token": SHORT | {"backbone__options": json.dumps({"global_pool": "avg"})},
     "registers of its own": SHORT | {"method__prompt_tokens": 0, "backbone__name": "test_vit3"},
-    "another ViT": SHORT | {"backbone__name": "test_vit", "backbone__normalisation": "imagenet"},
+    "another ViT": SHORT
+    | {"method__prompt_tokens": 4, "backbone__name": "test_vit", "backbone__normalisation": "imagenet"},
     "embedded": SHORT | {"backbone__name": "", "backbone__weights": "", "backbone__options": json.dumps(EMBEDDED)},
 }
 
@@ -157,9 +159,9 @@ def test_metadata_says_all_that_is_needed(name: str) -> None:
     assert made["model_name"] == shared["backbone"]
     assert made["kwargs"].items() >= shared["backbone_options"].items()
     assert (made["kwargs"]["img_size"], made["kwargs"]["num_classes"]) == (48, 12)
-    tokens = {"fmlora": 10, "no prompts": 0, "another ViT": 10, "registers of its own": 1}[name]
-    assert made["kwargs"]["reg_tokens"] == tokens
-    assert made["kwargs"]["no_embed_class"] == (tokens > 1)
+    prompts = {"fmlora": FMLoRAConfig().prompt_tokens, "another ViT": 4}.get(name, 0)
+    assert made["kwargs"]["reg_tokens"] == prompts + (name == "registers of its own")
+    assert made["kwargs"]["no_embed_class"] == (prompts > 0)
     assert json.loads(facts["normalisation"]) == {"mean": shared["mean"], "std": shared["std"]}
     assert facts["protocol_hash"] == result(trained(name))["protocol_hash"]
     assert json.loads(facts["protocol"]) == result(trained(name))["protocol"]
