@@ -18,6 +18,8 @@ __all__ = ["ledger"]
 
 RAN_BY = "ran_by.txt"
 """Beside or above result files: one line that says who ran them, on what."""
+ABLATION = "ablation"
+"""So begin the folders whose runs have no line here: they are of a method with parts left out or changed."""
 OUR_PACKAGES = ("baselines.", "fmlora_dist.")
 HEADER = "| method | here, over tasks | here, over images | who ran it, on what | published |"
 OVER = {"acc": "t", "aaa": "t", "acc_samples": "i", "aaa_samples": "i", "": "?"}
@@ -76,6 +78,8 @@ def _ours(results: Path) -> dict[tuple[Column, str], list[tuple[str, str, str]]]
     groups: dict[tuple[Any, ...], list[Run]] = defaultdict(list)
     for file in sorted(results.rglob("result.json")):
         run = read_result(file)
+        if file.relative_to(results).parts[0].startswith(ABLATION):
+            continue
         if run.shared.get("tested_on", "test") == "test":  # a search's runs are measured on held-out training data
             hashes = run.shared_hash, run.recipe_hash
             groups[run.column, run.method, _ran_by(file, results), hashes].append(run)

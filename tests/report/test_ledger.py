@@ -77,6 +77,14 @@ def test_recipes_of_one_method_stand_apart_and_say_in_what_they_differ(tmp_path:
     assert [line.rpartition("; ")[2] for line in who.split("<br>")] == [f"train.lr {rate}" for rate in rates]
 
 
+def test_runs_of_an_ablation_have_no_line(tmp_path: Path) -> None:
+    shutil.copytree(finished("frozen"), tmp_path / "study" / "one")
+    without = ledger(tmp_path)
+    assert cells(without, "icons, N = 3", "frozen")[0]
+    shutil.copytree(finished("frozen"), tmp_path / "ablation-parts" / "one")
+    assert ledger(tmp_path) == without
+
+
 def test_a_result_that_cannot_be_read_is_not_passed_over(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "result.json").write_text("{")
