@@ -129,7 +129,7 @@ def _loading(run: Run) -> str:
         return ""
     return (
         "## Loading it\n\n"
-        "`fmlora export` wrote `model.safetensors`, a plain timm vision transformer, so timm loads it:\n\n"
+        "`fmlora export` writes `model.safetensors`, a plain timm vision transformer, so timm loads it:\n\n"
         f"```python\n{LOADING}```\n\n"
         "`timm.data.create_transform(**timm.data.resolve_model_data_config(model))` gives the transform of its images; "
         "the file's metadata holds the names of the classes (`class_names`) by the number of the logit."

@@ -25,8 +25,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        The exit code: 0, 1 (runs of a grid failed), 2 (a user's mistake), 75 (another process works in the run's
-        directory), 130 (interrupted).
+        The exit code: 0, 1 (runs of a grid failed, or a bound of a profile is not met), 2 (a user's mistake), 75
+        (another process works in the run's directory), 130 (interrupted).
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
@@ -47,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fmlora: error: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        print("fmlora: interrupted; the same command with --resume goes on from the last checkpoint", file=sys.stderr)
+        onwards = "; the same command with --resume goes on from the last checkpoint"
+        print(f"fmlora: interrupted{onwards if argv[0] in _RESUMABLE else ''}", file=sys.stderr)
         return 130
 
 
@@ -66,6 +67,7 @@ _COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {
     "profile": profile,
     "list": listing,
 }
+_RESUMABLE = ("run", "grid", "demo")
 
 
 def _usage() -> str:

@@ -25,6 +25,11 @@ class Precision:
         self.bf16 = name == "bf16" or (name == "auto" and world.on_gpu)
         self.world = world
 
+    @property
+    def name(self) -> str:
+        """``fp32`` or ``bf16``, whatever ``auto`` stands for here."""
+        return "bf16" if self.bf16 else "fp32"
+
     def __call__(self) -> AbstractContextManager[None]:
         return self.world.arithmetic(bf16=self.bf16)
 

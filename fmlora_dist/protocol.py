@@ -8,6 +8,7 @@ import timm
 
 from fmlora_dist.config import RunConfig
 from fmlora_dist.data import RunData
+from fmlora_dist.engine import Precision
 from fmlora_dist.vit.backbone import Pretrained
 
 __all__ = ["describe"]
@@ -33,11 +34,13 @@ def describe(config: RunConfig, data: RunData, pretrained: Pretrained) -> dict[s
         "metrics": "acc: mean over tasks; aaa: mean over t of the mean of row t",
         "predictions": config.method.predictions,
     }
+    # What ``auto`` stood for: else a run in fp32 and one in bf16 would be averaged in one cell.
+    precision = Precision(config.train.precision, data.world).name
     recipe = {
         "method": config.method.model_dump(mode="json"),
         "epochs": config.epochs,
         "batch_size": config.batch_size,
-        "train": config.train.model_dump(mode="json", exclude={"accumulation"}),
+        "train": config.train.model_dump(mode="json", exclude={"accumulation"}) | {"precision": precision},
         "crop_scale": list(data.transform.crop_scale),
         "crop_interpolation": data.transform.interpolation,
         "flip": data.transform.flip,

@@ -107,6 +107,12 @@ def test_recipe_hash_differs_by_every_part_of_the_recipe(folder: Path, fields: d
     assert protocol(folder, **fields)["recipe_hash"] != protocol(folder)["recipe_hash"]
 
 
+def test_the_recipe_says_in_which_precision_the_run_was(folder: Path) -> None:
+    for asked, found in (("auto", "fp32"), ("fp32", "fp32"), ("bf16", "bf16")):
+        recipe = protocol(folder, train__precision=asked)["recipe"]
+        assert recipe["train"]["precision"] == found, "on a CPU, auto is fp32"
+
+
 @pytest.mark.parametrize("fields", [{"seed": 3}, {"order_seed": 5}, {"tasks": 4}, {"workers": 0}], ids=str)
 def test_recipe_hash_is_equal_for_other_seeds_and_task_counts(folder: Path, fields: dict[str, object]) -> None:
     assert protocol(folder, **fields)["recipe_hash"] == protocol(folder)["recipe_hash"]

@@ -35,9 +35,9 @@ def report(argv: Sequence[str]) -> int:
         "folder. Of several folders, of a run directory and of a URL nothing is written without --out",
     )
     parser.add_argument(
-        "--rows", type=_names, default=[], metavar="FIELDS", help="one table with a row for each value of"
+        "--rows", type=_names, default=[], metavar="FIELDS", help="one table: a row for each value of these fields"
     )
-    parser.add_argument("--columns", type=_names, default=[], metavar="FIELDS", help="and a column for each value of")
+    parser.add_argument("--columns", type=_names, default=[], metavar="FIELDS", help="and a column for each of these")
     parser.add_argument("--metrics", type=_names, default=[], metavar="NAMES", help="what it shows (default: acc,aaa)")
     parser.add_argument(
         "--where",
@@ -53,7 +53,9 @@ def report(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--serve", action="store_true", help="show the page on this machine, anew with every new result"
     )
-    parser.add_argument("--port", type=whole, default=8000, metavar="N", help="where (default: 8000; 0: any free one)")
+    parser.add_argument(
+        "--port", type=whole, default=8000, metavar="N", help="of --serve (default: 8000; 0: any free one)"
+    )
     return _report(parser.parse_args(argv))
 
 

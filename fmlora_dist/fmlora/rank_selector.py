@@ -2,7 +2,7 @@
 
 Read literally, the paper's p(r | T) ∝ exp(w_r H / τ) has an argmax that does not depend on H as long as H > 0, and
 training loss alone always wants the largest rank. So here each rank also has a fixed price, and the complexity is
-relative to the earlier tasks' (design.md, DRS):
+relative to the earlier tasks':
 
     p_k = softmax_k((w_k H − λ c_k) / τ),   c_k = k / K
 """

@@ -106,7 +106,7 @@ def profile_steps(options: StepsProfile, console: Console) -> dict[str, Any]:
             "batch_size": setup.batch_size,
             "classes_per_task": CLASSES,
             "n_tasks": options.tasks,
-            "precision": "bf16" if Precision(setup.train.precision, world).bf16 else "fp32",
+            "precision": Precision(setup.train.precision, world).name,
             "threads": setup.threads,
             "clock": "process" if clock(world) is time.process_time else "wall",
             "rounds": {str(task): len(by["floor"]) for task, by in measuring.seconds.items()},

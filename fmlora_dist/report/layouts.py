@@ -173,11 +173,20 @@ def _grouped(grouping: Grouping, runs: Runs, allow_mixed: bool) -> Table:
         row=_by_method if rows == ["method"] else _by_fields(rows),
         column=_by_fields(columns) if columns else _by_column,
         measures=tuple(measure.name for measure in find_measures(names)),
-        what="Accuracies in %" if not {*names} & {*COSTS, "hours"} else "Accuracies in %, costs as said",
+        what=_what(names),
         free=frozenset({*rows, *columns}),
         of_methods=True,
     )
     return build(layout, runs.runs, [] if grouping.rows or columns else runs.planned, allow_mixed=allow_mixed)
+
+
+def _what(names: Iterable[str]) -> str:
+    """What stands in a table of these measures."""
+    moved, costs = {*names} & {"drift", "weight_change"}, {*names} & {*COSTS, "hours"}
+    parts = ["accuracies in %"] if {*names} - moved - costs else []
+    parts += ["drift and weight change as fractions"] if moved else []
+    parts += ["costs as said"] if costs else []
+    return ", ".join(parts).capitalize()
 
 
 def _by_fields(names: Sequence[str]) -> Callable[[Placed], Place]:

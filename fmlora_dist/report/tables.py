@@ -280,7 +280,7 @@ def _seeds(table: Table, what: str) -> str:
     cells = [cell for row in table.rows for cell in row.cells if cell.value]
     numbers = {cell.value.n for cell in cells if cell.value}
     if not numbers:
-        return "No run is finished."
+        return "No finished run has these figures."
     if numbers == {1}:
         return f"{what}, one seed: no spread is known."
     for cell in cells:

@@ -138,6 +138,24 @@ def test_any_grouping_has_rows_columns_and_metrics_by_name(write_run: Write, tmp
     ]
 
 
+@pytest.mark.parametrize(
+    ("metrics", "said"),
+    [
+        (["acc", "forgetting"], "Accuracies in %, one seed"),
+        (["drift"], "Drift and weight change as fractions, one seed"),
+        (["stored"], "Costs as said, one seed"),
+        (["acc", "drift", "stored"], "Accuracies in %, drift and weight change as fractions, costs as said, one seed"),
+        (["bwt"], "No finished run has these figures."),
+    ],
+)
+def test_a_table_of_chosen_metrics_says_their_units(
+    write_run: Write, tmp_path: Path, metrics: list[str], said: str
+) -> None:
+    write_run("lora", 0, 65.0, n_tasks=2, accuracy_matrix=[[90.0], [40.0, 90.0]], drift=[0.0, 0.1], **STORED)
+    (table,) = make_report(read_runs([tmp_path]), Grouping(metrics=metrics)).tables
+    assert table.seeds.startswith(said)
+
+
 def test_a_grouping_never_averages_methods_or_recipes(write_run: Write, tmp_path: Path) -> None:
     write_run("lora", 0, 70.0)
     write_run("fmlora", 0, 80.0)
