@@ -73,7 +73,9 @@ class DualPrompt(PromptMethod):
     def __init__(self, config: DualPromptConfig, backbone: Backbone, *, lr: float):
         """Raises ``UserError`` when the backbone does not have a block that the config names."""
         depth = len(backbone.blocks)
-        layers = choose_layers("expert_layers", (*config.general_layers, *config.expert_layers), depth)
+        layers = choose_layers(
+            "general_layers and expert_layers", (*config.general_layers, *config.expert_layers), depth
+        )
         n_general = len(config.general_layers) if config.general_layers else round(len(layers) * 2 / 5)
         self.general_layers, self.expert_layers = layers[:n_general], layers[n_general:]
         super().__init__(config, backbone, lr=lr, layers=layers)

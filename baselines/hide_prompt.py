@@ -51,19 +51,19 @@ class HidePromptConfig(MethodConfig):
     """Learning rate of the alignment."""
 
 
-def contrast(features: Tensor, centroids: Tensor, counts: Tensor, temperature: float) -> Tensor:
+def contrast(features: Tensor, centroids: Tensor, apart: Tensor, temperature: float) -> Tensor:
     """How near features come to earlier classes: mean of -log(e^{h·h/τ} / (e^{h·h/τ} + Σ_c e^{h·μ_c/τ})).
 
     Args:
         features: h, [b, d].
         centroids: μ_c of all earlier classes, [c, d].
-        counts: Number of images behind each, [c]; those without do not count.
+        apart: Which of them count, for each feature [b, c] or for all of them [c].
         temperature: τ.
     """
     with torch.autocast(features.device.type, enabled=False):
         features = features.float()
         own = (features * features).sum(dim=1, keepdim=True)
-        others = (features @ centroids.T).masked_fill(counts == 0, -torch.inf)
+        others = (features @ centroids.T).masked_fill(~apart, -torch.inf)
         logits = torch.cat([own, others], dim=1) / temperature
         return F.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64, device=logits.device))
 
@@ -189,7 +189,10 @@ class HidePrompt(PromptMethod):
         loss = F.cross_entropy(self.head.current(features), labels - self.head.start)
         earlier = self.prompted_classes
         if self.config.contrast_weight and len(earlier.means):
-            pushed = contrast(features, earlier.means.flatten(0, 1), earlier.counts.flatten(), self.config.temperature)
+            # Where all tasks have the same classes, an image is not held apart from its own.
+            other = labels[:, None] != self.slot_labels[: len(earlier.means)].repeat_interleave(earlier.n_centroids)
+            apart = other & (earlier.counts.flatten() > 0)
+            pushed = contrast(features, earlier.means.flatten(0, 1), apart, self.config.temperature)
             loss = loss + self.config.contrast_weight * pushed
         return loss
 

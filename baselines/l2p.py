@@ -42,6 +42,10 @@ class L2PConfig(MethodConfig):
         return self
 
     @property
+    def whole_batch(self) -> bool:
+        return self.key_loss == "all_pairs" or self.paper_compat != "none"
+
+    @property
     def predictions(self) -> str:
         return INDEPENDENT if self.paper_compat == "none" else BATCHWISE
 

@@ -110,11 +110,6 @@ class RanPac(Method):
         with torch.autocast(features.device.type, enabled=False):
             return F.relu(features.float() @ self.projection)
 
-    def forward(self, images: Tensor) -> Tensor:
-        features = self.features(images)
-        with torch.autocast(features.device.type, enabled=False):
-            return self.head(features)
-
     def diagnostics(self) -> dict[str, float | int]:
         """The λ of the newest task."""
         return {"ridge": float(self.ridge)}

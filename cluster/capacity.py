@@ -14,22 +14,12 @@ from fmlora_dist.errors import UserError
 if TYPE_CHECKING:
     from cluster.plan import PlannedRun
 
-__all__ = ["Coming", "check_requests", "cluster_nodes", "local_cores", "nodes_to_come"]
+__all__ = ["Coming", "check_requests", "cluster_nodes", "nodes_to_come"]
 
 Node = dict[str, float]
 _BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
 """Where ``ray up`` leaves its configuration on a cluster's head."""
 _LABELS = {"CPU": "CPUs", "GPU": "GPUs", "memory": "bytes of memory"}
-
-
-def local_cores() -> int:
-    """Cores that this process may use: by its affinity, and by what its container grants."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-    except (OSError, ValueError):
-        return cores  # no control groups (version 2) here
-    return cores if quota == "max" else max(1, min(cores, int(quota) // int(period)))
 
 
 def cluster_nodes() -> list[Node]:

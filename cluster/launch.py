@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.capacity import local_cores
 from cluster.estimate import Estimate, estimate, load_profile
 from cluster.journal import Journal
 from cluster.output import Output, open_output
@@ -19,6 +18,7 @@ from cluster.plan import Grid, PlannedRun, load_grid, plan_runs
 from cluster.simulate import fitting, makespan
 from cluster.track import check_trackers, make_trackers
 from cluster.watch import show_duration
+from fmlora_dist.cores import local_cores
 from fmlora_dist.errors import UserError
 from fmlora_dist.report import FOLDER, Column, Planned, make_report, name_files, print_report, read_runs, write_report
 

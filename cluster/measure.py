@@ -20,12 +20,12 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from cluster.capacity import local_cores
 from cluster.estimate import estimate
 from cluster.journal import Journal
 from cluster.launch import run_grid
 from cluster.plan import load_grid, plan_runs
 from cluster.simulate import makespan
+from fmlora_dist.cores import local_cores
 from fmlora_dist.errors import UserError
 
 __all__ = ["main"]
@@ -37,12 +37,13 @@ _ATOMS = ("frozen", "lora", "fmlora")
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and print one line a ratio; gives 0."""
     parser = argparse.ArgumentParser(prog="python -m cluster.measure", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the runs; emptied first")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder for the runs")
     parser.add_argument("--epochs", type=int, default=8, metavar="E", help="of each run (default: 8, about a minute)")
     arguments = parser.parse_args(argv)
     out = arguments.out.absolute()
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
+    if out.exists() and any(out.iterdir()):
+        parser.error(f"--out: {out} is not empty; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
     print(f"{local_cores()} cores, load {os.getloadavg()[0]:.1f} before; runs of {arguments.epochs} epochs")
     bench = _Bench(out, arguments.epochs)
     alone = [bench.by_hand(seed) for seed in (0, 1)]

@@ -292,7 +292,6 @@ def _expand(grid: Grid) -> Iterator[tuple[Axis, dict[str, Any], Resources, str]]
         settings.setdefault("threads", max(1, int(needs.bundle()["CPU"])))
         if not needs.gpus:
             settings.setdefault("device", "cpu")  # auto would take a GPU that Ray has given to another run
-        settings.setdefault("method", {})
         own = choice.model_extra or {}
         method = {"name": choice.name, **own, **((override.model_extra or {}) if override else {})}
         told = own if names.count(choice.name) > 1 else {}

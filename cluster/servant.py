@@ -16,7 +16,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.capacity import local_cores
+from fmlora_dist.cores import local_cores
 from fmlora_dist.errors import UserError
 
 __all__ = ["ray_cluster", "scratch_folder"]

@@ -137,7 +137,7 @@ def supervise(trial: Trial, processes: Sequence[Any], keep: Callable[[], None] =
                 message = f"nothing happened for {timeout:g} s (--stall-timeout), so it was ended"
                 return Outcome(status="stalled", exit_code=-signal.SIGKILL, message=message, host=socket.gethostname())
             keep()
-            processes[0].pause(_LOOK_EVERY)
+            processes[codes.index(None)].pause(_LOOK_EVERY)
     finally:
         for process in processes:
             process.stop()

@@ -46,6 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             time.sleep(_PATIENCE)
         print(f"fmlora: error: {error}", file=sys.stderr)
         return error.exit_code
+    except PermissionError as error:
+        # Python up to 3.13 raises it where it is only asked whether a path below a closed folder exists.
+        print(f"fmlora: error: {error.filename}: permission denied; choose another path, or open it", file=sys.stderr)
+        return UserError.exit_code
     except KeyboardInterrupt:
         onwards = "; the same command with --resume goes on from the last checkpoint"
         print(f"fmlora: interrupted{onwards if argv[0] in _RESUMABLE else ''}", file=sys.stderr)

@@ -185,6 +185,11 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
             f"train.accumulation: found {config.train.accumulation}, expected at most the {filled['batch_size']} "
             "images of a batch; choose fewer micro-batches"
         )
+    if config.train.accumulation > 1 and config.method.whole_batch:
+        raise UserError(
+            f"train.accumulation: found {config.train.accumulation}, expected 1: with these options the loss of "
+            f"{config.method.name} hangs on all images of the batch together"
+        )
     check_options(
         config.deepspeed,
         batch_size=filled["batch_size"],

@@ -23,6 +23,7 @@ from benchmarks.transforms import Normalisation, Windows, brighten, normalise
 from benchmarks.verify import verify_shards
 from fmlora_dist.config import RunConfig
 from fmlora_dist.distributed import World
+from fmlora_dist.engine import split_batch
 from fmlora_dist.errors import UserError
 from fmlora_dist.method import MethodInfo, Task
 from fmlora_dist.registry import get_benchmark
@@ -232,6 +233,9 @@ class MethodData:
                 batches = stream.epoch(_STEPS + epoch)
             batch = next(batches)
             yield *self._data.augmented(batch), batch.weight
+
+    def micro_batches(self, images: Tensor, labels: Tensor, weight: float) -> Iterator[tuple[Tensor, Tensor, float]]:
+        return split_batch(images, labels, weight, self._data.config.train.accumulation)
 
     def held_out(self, n: int) -> Iterator[tuple[Tensor, Tensor]]:
         self._allowed()

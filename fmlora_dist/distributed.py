@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fmlora_dist.cores import local_cores
 from fmlora_dist.errors import UserError
 
 __all__ = ["World"]
@@ -42,6 +43,7 @@ class World:
             # The same config gives the same numbers: no atomics where there is another way.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # each batch's buffers would be written twice
         else:
             torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # whatever its name, it holds for CPUs
 
@@ -58,13 +60,13 @@ class World:
         """Join the other processes (DeepSpeed's initialisation, so that its engines share the group)."""
         if self.size == 1 or distributed.is_initialized():
             return
+        os.environ.setdefault("DS_ACCELERATOR", "cuda" if self.on_gpu else "cpu")  # read at its import
         import deepspeed
 
         if not self.on_gpu:
             # DeepSpeed would compile a shared-memory op here (over a minute, and a C++ compiler); gloo does without.
             # By its full name, since deepspeed.comm's own attribute `torch` is torch itself.
             vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
-        os.environ.setdefault("DS_ACCELERATOR", "cuda" if self.on_gpu else "cpu")
         backend = "nccl" if self.on_gpu else "gloo"
         deepspeed.init_distributed(dist_backend=backend, timeout=timedelta(minutes=30), verbose=False)
 
@@ -103,10 +105,6 @@ class World:
         distributed.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
 
-    def barrier(self) -> None:
-        if self.size > 1:
-            distributed.barrier()
-
     @contextmanager
     def arithmetic(self, *, bf16: bool) -> Iterator[None]:
         """Forward passes in fp32, or in bf16 by autocast.
@@ -136,8 +134,7 @@ class World:
 
 def default_threads() -> int:
     """All cores that this process may use, shared out over the processes on this machine."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))))
+    return max(1, local_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", "1"))))
 
 
 def _choose_device(device: str, local_rank: int) -> torch.device:

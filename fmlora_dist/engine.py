@@ -100,7 +100,8 @@ class Engine:
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * self._factor(self._step)
         self._step += 1
-        losses = [self._micro_step(*batch) for batch in self._split(images, labels, weight)]
+        batches = split_batch(images, labels, weight, self._micro_batches)
+        losses = [self._micro_step(*batch) for batch in batches]
         if self._zero is None:
             if self._clip:
                 nn.utils.clip_grad_norm_(self._parameters, self._clip)
@@ -114,17 +115,6 @@ class Engine:
         loss: Tensor = self._loss(images, labels, weight)
         loss.backward()
         return loss.detach()
-
-    def _split(self, images: Tensor, labels: Tensor, weight: float) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """Micro-batches whose weighted losses sum to that of the batch, always as many: every process must take each,
-        so one that has too few images takes its first again, for nothing."""
-        for mine, theirs in zip(
-            images.tensor_split(self._micro_batches), labels.tensor_split(self._micro_batches), strict=True
-        ):
-            if len(mine):
-                yield mine, theirs, weight * len(mine) / len(images)
-            else:
-                yield images[:1], labels[:1], 0.0
 
     # -- state ----------------------------------------------------------------------------------------------------
 
@@ -179,6 +169,7 @@ class Engine:
         if self._zero is not None:
             self._zero.close()
             self._zero = None
+        self._optimizer.state.clear()
 
     def _gather(self) -> None:
         """The copy's weights into the method's own, each whole on every process."""
@@ -191,11 +182,18 @@ class Engine:
             parameter.data = parameter.data.new_empty(0)
 
 
+def split_batch(images: Tensor, labels: Tensor, weight: float, n: int) -> Iterator[tuple[Tensor, Tensor, float]]:
+    """n micro-batches whose weighted losses sum to that of the batch, always as many: every process must take each, so
+    one that has too few images takes its first again, for nothing."""
+    for mine, theirs in zip(images.tensor_split(n), labels.tensor_split(n), strict=True):
+        if len(mine):
+            yield mine, theirs, weight * len(mine) / len(images)
+        else:
+            yield images[:1], labels[:1], 0.0
+
+
 def _make_optimizer(groups: list[ParameterGroup], config: TrainConfig) -> torch.optim.Optimizer:
-    options = [
-        {"params": group.params, "lr": group.lr, "weight_decay": group.weight_decay or config.weight_decay}
-        for group in groups
-    ]
+    options = [{"params": group.params, "lr": group.lr, "weight_decay": config.weight_decay} for group in groups]
     if config.optimizer == "sgd":
         return torch.optim.SGD(options, momentum=0.9)
     return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer](options)

@@ -78,6 +78,11 @@ class MethodConfig(BaseModel):
         numbers (``paper_compat``) may say anything else."""
         return INDEPENDENT
 
+    @property
+    def whole_batch(self) -> bool:
+        """Whether the loss hangs on all images of a batch together, so that micro-batches would change it."""
+        return False
+
 
 class TaskData(Protocol):
     """A method's view of one task's training data and of the other processes."""
@@ -96,6 +101,10 @@ class TaskData(Protocol):
     def steps(self, n: int, *, exclude: int = 0) -> Iterator[tuple[Tensor, Tensor, float]]:
         """n training batches as (images, labels, weight). The mean over all processes of ``weight * loss`` is the
         loss of the global batch, however unevenly the batch was shared."""
+
+    def micro_batches(self, images: Tensor, labels: Tensor, weight: float) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """A step's batch in the run's micro-batches, one backward pass each: the gradients of their weighted losses
+        sum to that of the batch."""
 
     def held_out(self, n: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of n training images, the same for a task in every call; without augmentation."""
@@ -121,7 +130,6 @@ class ParameterGroup:
     params: list[nn.Parameter]
     lr: float
     """Learning rate at the run's start of the task; the run's schedule scales it."""
-    weight_decay: float = 0.0
 
 
 class Method(nn.Module):
@@ -162,8 +170,11 @@ class Method(nn.Module):
         """Consolidate: freeze, merge, update memories."""
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [b, classes seen so far]; no task identity."""
-        return self.head(self.features(images))
+        """Logits [b, classes seen so far], in fp32: in bf16 every hundredth image has two best classes. No task
+        identity."""
+        features = self.features(images)
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(features.float())
 
     # -- what most methods leave as it is -------------------------------------------------------------------------
 

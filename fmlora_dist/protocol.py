@@ -14,7 +14,7 @@ from fmlora_dist.vit.backbone import Pretrained
 __all__ = ["describe"]
 
 
-def describe(config: RunConfig, data: RunData, pretrained: Pretrained) -> dict[str, Any]:
+def describe(config: RunConfig, data: RunData, pretrained: Pretrained, precision: Precision) -> dict[str, Any]:
     """The protocol of a run: a ``shared`` part in which all runs of a table agree, the row's ``recipe``, both hashes.
 
     Seeds are in neither: what the class order's seed decides is stated as a rule.
@@ -34,13 +34,12 @@ def describe(config: RunConfig, data: RunData, pretrained: Pretrained) -> dict[s
         "metrics": "acc: mean over tasks; aaa: mean over t of the mean of row t",
         "predictions": config.method.predictions,
     }
-    # What ``auto`` stood for: else a run in fp32 and one in bf16 would be averaged in one cell.
-    precision = Precision(config.train.precision, data.world).name
     recipe = {
         "method": config.method.model_dump(mode="json"),
         "epochs": config.epochs,
         "batch_size": config.batch_size,
-        "train": config.train.model_dump(mode="json", exclude={"accumulation"}) | {"precision": precision},
+        # With what 'auto' stood for: else a run in fp32 and one in bf16 would be averaged in one cell.
+        "train": config.train.model_dump(mode="json", exclude={"accumulation"}) | {"precision": precision.name},
         "crop_scale": list(data.transform.crop_scale),
         "crop_interpolation": data.transform.interpolation,
         "flip": data.transform.flip,

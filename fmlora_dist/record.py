@@ -241,6 +241,8 @@ class Position:
 
     protocol: str = ""
     """Hash of the shared protocol that the run was started under."""
+    precision: str = ""
+    """In which the run was started, fp32 or bf16: it goes on so, and is tested so, wherever that is."""
     task: int = 1
     begun: bool = False
     epoch: int = 0

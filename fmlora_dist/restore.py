@@ -35,8 +35,10 @@ def restore(folder: Path, *, device: str = "auto") -> tuple[Method, RunData, Pre
     found = record.load_checkpoint()
     if found is None:
         raise UserError(f"{folder}: the run's checkpoint is missing; train it again")
-    take_over(method, found, describe(config, data, pretrained)["shared_hash"], folder)
-    return method, data, Precision(config.train.precision, world)
+    precision = Precision(config.train.precision, world)
+    protocol = describe(config, data, pretrained, precision)["shared_hash"]
+    position = take_over(method, found, protocol, folder)
+    return method, data, Precision(position.precision or precision.name, world)
 
 
 def make_method(config: RunConfig, data: RunData, world: World) -> tuple[Pretrained, Method]:

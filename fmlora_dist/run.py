@@ -49,8 +49,8 @@ class Run:
         self.joint = self.method.info.joint
         self.views = [self.data.joint()] if self.joint else [self.data.task(t + 1) for t in range(self.data.n_tasks)]
         self.steps = [self.data.stream(view).steps_per_epoch * self.epochs for view in self.views]
-        self.protocol = describe(config, self.data, self.pretrained)
-        self.position = Position(protocol=self.protocol["shared_hash"])
+        self.protocol = describe(config, self.data, self.pretrained, self.precision)
+        self.position = Position(protocol=self.protocol["shared_hash"], precision=self.precision.name)
         self._reference = torch.empty(0)
         self.loss: float | None = None
         """Mean training loss over all processes, at the last step where losses were looked at."""
@@ -219,7 +219,11 @@ class Run:
         found = self._on_main(self.record.load_checkpoint)
         if found is None:
             return {}
-        self.position = take_over(self.method, found, self.position.protocol, self.record.folder)
+        began = self.position
+        self.position = take_over(self.method, found, began.protocol, self.record.folder)
+        self.position.precision = self.position.precision or began.precision
+        self.precision = Precision(self.position.precision, self.world)
+        self.protocol = describe(self.config, self.data, self.pretrained, self.precision)
         self._reference = found[0]["reference"]
         return part_of(found[0], "optimizer/")
 

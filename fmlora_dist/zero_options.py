@@ -108,6 +108,7 @@ def fill_options(options: Mapping[str, Any], *, micro_batch: int, accumulation: 
         "gradient_clipping": clip,
         "torch_autocast": autocast,
         "zero_allow_untested_optimizer": True,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the GPU twice a micro-batch
     }
 
 
@@ -126,9 +127,16 @@ def _check_keys(options: Mapping[str, Any]) -> None:
     for key in (*_ARITHMETIC, "zero_optimization"):
         if not isinstance(options.get(key, {}), dict):
             raise UserError(f"deepspeed: {key}: found {options[key]!r}, expected keys and values")
+    zero, dtype = options.get("zero_optimization", {}), options.get("torch_autocast", {}).get("dtype", "bfloat16")
+    if dtype != "bfloat16":
+        raise UserError(f"deepspeed: torch_autocast.dtype: found {dtype!r}, expected 'bfloat16'; remove it")
+    if zero.get("stage") == "auto":
+        raise UserError("deepspeed: zero_optimization.stage: found 'auto', expected 0, 1, 2 or 3")
+    for key in zero:
+        if key.startswith("offload"):
+            raise UserError(f"deepspeed: zero_optimization.{key} wants an optimizer of DeepSpeed's own; remove it")
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-    zero = options.get("zero_optimization", {})
     try:
         DeepSpeedZeroConfig(**{key: value for key, value in zero.items() if value != "auto"})
     except ValidationError as error:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import settings
 from torch import Tensor, nn
 
+from fmlora_dist.engine import split_batch
 from fmlora_dist.method import Method, Task
 from fmlora_dist.registry import get_method
 from fmlora_dist.vit.backbone import Backbone, BackboneConfig, load_backbone
@@ -82,6 +83,7 @@ class TensorData:
         self.n_samples = len(images)
         self.seed, self.task, self.batch_size = seed, task, batch_size
         self.rank, self.peers = rank, peers
+        self.accumulation = 1
         self.world = peers.size if peers else 1
         self.steps_per_epoch = -(-len(images) // batch_size)
 
@@ -98,6 +100,9 @@ class TensorData:
             mine = batch[self.rank :: self.world]
             weight = len(mine) * self.world / len(batch)
             yield *self._take(mine if len(mine) else batch[:1], augment=True), weight
+
+    def micro_batches(self, images: Tensor, labels: Tensor, weight: float) -> Iterator[tuple[Tensor, Tensor, float]]:
+        return split_batch(images, labels, weight, self.accumulation)
 
     def held_out(self, n: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield self._take(torch.arange(min(n, self.n_samples))[self.rank :: self.world], augment=False)
@@ -200,18 +205,6 @@ class Sequences:
         return {name: value.numel() for name, value in method.named_parameters() if value.requires_grad}
 
     # -- what holds for every method ------------------------------------------------------------------------------
-
-    def check_logits_stay_in_fp32(self, name: str, **config: Any) -> None:
-        """Logits of a bf16 backbone keep their places: bf16 has but 256 numbers between two powers of two."""
-        method = self.make(name, **config)
-        self.learn(method, 1)
-        exact = self.logits(method)
-        with torch.autocast("cpu", torch.bfloat16):
-            rounded = self.logits(method)
-        assert rounded.dtype == torch.float32
-        assert len(rounded.unique()) == rounded.numel()
-        torch.testing.assert_close(rounded, exact, rtol=0.1, atol=0.1)
-        assert not torch.equal(rounded, exact)
 
     def check_resume(self, name: str, **config: Any) -> None:
         """A fresh instance with the stored tensors is the same method: after task 2, in task 3, and at task 3's end."""

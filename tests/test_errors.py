@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -71,6 +72,14 @@ def _assert_refused(done: Done, *parts: str) -> None:
         ("--config nowhere.yaml", ["config: cannot read nowhere.yaml", "No such file"]),
         ("--backbone.weights /nowhere", ["backbone.weights: no file /nowhere"]),
         ("--backbone.name vit_tinny", ["backbone.name: timm knows no 'vit_tinny'"]),
+        (
+            "--method l2p --method.key_loss all_pairs --train.accumulation 2",
+            ["train.accumulation: found 2, expected 1"],
+        ),
+        (
+            "--method dualprompt --method.general_layers 99 --method.expert_layers 1",
+            ["method.general_layers and expert_layers: found 99, 1"],
+        ),
         ("--backbone.normalisation units", ["backbone.normalisation: unknown 'units'", "'unit'"]),
         ('--backbone.options {"depth":', ["backbone.options"]),
         ("--train.validation 0.001", ["train.validation: 0.001 leaves 0 of 32 images"]),
@@ -105,6 +114,20 @@ def test_a_wrong_config_file_is_named_with_what_was_expected(text: str, parts: l
     (tmp_path / "config.yaml").write_text(text)
     _assert_refused(command_here(["run", "--config", tmp_path / "config.yaml", "--out", tmp_path / "run"]), *parts)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0)
+    words = ["run", "--method", "frozen", "--out"]
+    _assert_refused(command_here([*words, finished("frozen")]), "already holds a run")  # all modules are imported now
+    me = os.geteuid()
+    os.seteuid(me or 65534)  # root may enter all
+    try:
+        done = command_here([*words, closed / "run"])
+    finally:
+        os.seteuid(me)
+    _assert_refused(done, f"{closed / 'run'}", "permission denied")
 
 
 def test_an_unknown_command_is_named_with_the_nearest_one() -> None:

@@ -53,6 +53,18 @@ def test_a_prediction_depends_on_no_other_image_of_the_batch_nor_on_their_order(
         _assert_independent(method, images)
 
 
+@pytest.mark.parametrize("name", list_methods())
+def test_logits_are_in_fp32_where_the_backbone_runs_in_bf16(name: str, images: Tensor) -> None:
+    method, _, _ = restore(finished(name), device="cpu")
+    with torch.no_grad(), method.merged():
+        exact = method(images)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = method(images)
+    assert rounded.dtype == torch.float32
+    assert not torch.equal(rounded, exact), "its features are in bf16"
+    assert not torch.equal(rounded, rounded.bfloat16().float()), "bf16 has but 256 numbers between two powers of two"
+
+
 class _Votes(nn.Module):
     """A method whose batch votes for one of two shifts of the logits, as batch-wise prompts do."""
 

@@ -10,6 +10,7 @@ from benchmarks.transforms import Transform
 from fmlora_dist.config import RunConfig, parse_config
 from fmlora_dist.data import RunData
 from fmlora_dist.distributed import World
+from fmlora_dist.engine import Precision
 from fmlora_dist.protocol import describe
 from fmlora_dist.vit.backbone import load_backbone
 from tiny_benchmark import tiny_arguments, write_tiny
@@ -29,7 +30,8 @@ def protocol(folder: Path, *flags: str, **fields: object) -> dict[str, Any]:
 
 def of(config: RunConfig) -> dict[str, Any]:
     data = RunData(config, World("cpu", 1))
-    return describe(config, data, load_backbone(config.backbone, image_size=data.spec.image_size))
+    pretrained = load_backbone(config.backbone, image_size=data.spec.image_size)
+    return describe(config, data, pretrained, Precision(config.train.precision, data.world))
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,7 @@ def test_the_test_part_of_a_transform_is_shared_and_the_training_part_is_the_row
         {"flip": False},
     ):
         data.transform = Transform(**fields)
-        found[next(iter(fields), "")] = describe(config, data, pretrained)
+        found[next(iter(fields), "")] = describe(config, data, pretrained, Precision("fp32", data.world))
     assert "shorter side to 48 (bicubic), centre crop 48" in found[""]["shared"]["test_transform"]
     for name, other in found.items():
         tested = name.startswith("test")

@@ -1,5 +1,6 @@
 """A run from config to result: what it measures, and that it is the same every time."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,19 @@ def test_evaluation_leaves_the_method_as_it_was() -> None:
     assert first == evaluate(method, data, precision, data.n_tasks, batch_size=5)
     assert first == result(finished("sdlora"))["accuracy_matrix"][-1]
     assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+
+
+def test_a_run_goes_on_and_is_tested_in_the_precision_that_it_was_started_in(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished("frozen"), folder)
+    assert restore(folder, device="cpu")[2].name == "fp32"
+    tensors, position = checkpoint(folder)
+    assert position["precision"] == "fp32", "what auto is on a CPU"
+    RunDirectory(folder).save_checkpoint(tensors, position | {"precision": "bf16"})
+    assert restore(folder, device="cpu")[2].name == "bf16"
+    (folder / "result.json").unlink()
+    assert command([*run_arguments(folder, method="frozen"), "--resume"]).code == 0
+    assert result(folder)["protocol"]["recipe"]["train"]["precision"] == "bf16"
 
 
 def test_passes_and_tests_are_signs_of_life_where_steps_are_none(

@@ -11,6 +11,7 @@ from cluster.plan import load_grid, plan_runs
 from fmlora_dist.config import RunConfig, make_config, parse_config
 from fmlora_dist.data import RunData
 from fmlora_dist.distributed import World
+from fmlora_dist.engine import Precision
 from fmlora_dist.errors import UserError
 from fmlora_dist.protocol import describe
 from fmlora_dist.restore import restore
@@ -29,7 +30,8 @@ def config(**fields: object) -> RunConfig:
 def protocol(**fields: object) -> dict[str, Any]:
     made = config(**fields)
     data = RunData(made, World("cpu", 1))
-    return describe(made, data, load_backbone(made.backbone, image_size=data.spec.image_size))
+    pretrained = load_backbone(made.backbone, image_size=data.spec.image_size)
+    return describe(made, data, pretrained, Precision("fp32", data.world))
 
 
 # -- the config ---------------------------------------------------------------------------------------------------

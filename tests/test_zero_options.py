@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deepspeed.utils.config import get_timers_config
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -48,6 +49,7 @@ def test_auto_values_are_filled_from_the_run(micro: int, accumulation: int, clip
     assert filled["train_micro_batch_size_per_gpu"] == micro and filled["gradient_clipping"] == clip
     assert filled["gradient_accumulation_steps"] == accumulation and filled["torch_autocast"]["enabled"] is bf16
     assert filled["zero_optimization"] == load_options("zero2")["zero_optimization"]
+    assert not get_timers_config(filled).enabled, "it would wait for the GPU in every micro-batch"
 
 
 def test_a_file_may_repeat_what_the_run_says(tmp_path: Path) -> None:
@@ -72,6 +74,9 @@ def test_a_file_may_repeat_what_the_run_says(tmp_path: Path) -> None:
         ({"zero_optimisation": {}}, ["unknown key 'zero_optimisation'", "'zero_optimization'"]),
         ({"zero_optimization": {"stge": 1}}, ["unknown key 'zero_optimization.stge'", "'stage'"]),
         ({"zero_optimization": {"stage": 7}}, ["zero_optimization.stage", "found 7"]),
+        ({"zero_optimization": {"stage": "auto"}}, ["zero_optimization.stage", "found 'auto'"]),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, ["offload_optimizer"]),
+        ({"torch_autocast": {"enabled": "auto", "dtype": "float16"}}, ["torch_autocast.dtype", "'float16'"]),
         ({"zero_optimization": 1}, ["zero_optimization: found 1"]),
     ],
 )

@@ -28,9 +28,10 @@ from benchmarks.preparation.records import Record, Records, Skipped, read_if_the
 from benchmarks.preparation.shard_jobs import broken, make_shard, shard_jobs
 from benchmarks.preparation.sources import Source, open_source
 from benchmarks.preparation.splits import Split
-from benchmarks.preparation.workers import cores, run_jobs
+from benchmarks.preparation.workers import run_jobs
 from benchmarks.shards import join
 from benchmarks.spec import BenchmarkSpec
+from fmlora_dist.cores import local_cores
 from fmlora_dist.errors import UserError
 
 __all__ = ["Prepared", "prepare"]
@@ -221,7 +222,7 @@ def _check_free(out: str, plan: Plan) -> None:
 def _enough_workers(listing: Listing, source: Source) -> int:
     """One a core, unless all is done before others have started."""
     size = sum(source.size(item.file) if item.pixels is None else item.pixels.nbytes for item in listing.items)
-    return cores() if size > _ALONE else 1
+    return local_cores() if size > _ALONE else 1
 
 
 def _clean(out: str, plan: Plan, records: Records) -> None:

@@ -16,7 +16,8 @@ from benchmarks.preparation.images import BrokenImage, check_image
 from benchmarks.preparation.manifest import MANIFEST_FILE, counts, parse_manifest
 from benchmarks.preparation.progress import ImageProgress
 from benchmarks.preparation.records import read_if_there
-from benchmarks.preparation.workers import cores, run_jobs
+from benchmarks.preparation.workers import run_jobs
+from fmlora_dist.cores import local_cores
 from fmlora_dist.errors import UserError
 
 __all__ = ["Verified", "verify"]
@@ -67,7 +68,7 @@ def verify(where: str, *, workers: int | None = None, console: Console) -> Verif
         list(_against_manifest(index, folder.read(INDEX_FILE), content, folder.where)) if content is not None else []
     )
     if workers is None:
-        workers = cores() if sum(shard.bytes for shard in index.shards) > 32 << 20 else 1
+        workers = local_cores() if sum(shard.bytes for shard in index.shards) > 32 << 20 else 1
     by_shard: dict[int, list[str]] = {}
     with ImageProgress(f"verify {index.name}", len(index), console) as progress:
         for number, images, found in run_jobs(_check_shard, _checks(index, where), min(workers, len(index.shards))):

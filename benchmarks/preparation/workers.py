@@ -14,15 +14,10 @@ from typing import TypeVar
 
 from fmlora_dist.errors import UserError
 
-__all__ = ["cores", "run_jobs"]
+__all__ = ["run_jobs"]
 
 J = TypeVar("J")
 R = TypeVar("R")
-
-
-def cores() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run_jobs(function: Callable[[J], R], jobs: Iterable[J], workers: int) -> Iterator[R]:

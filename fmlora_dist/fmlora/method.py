@@ -33,13 +33,13 @@ class FMLoRAConfig(MethodConfig):
     candidates: tuple[int, ...] = ()
     """Candidate ranks in ascending order, the last one that of the bases; empty: r/8, r/4, r/2, r."""
     drs_price: float = Field(0.1, ge=0)
-    """Price λ of the largest rank; 0 is the paper's literal formula, which always takes the same rank."""
+    """Price λ of the largest rank; 0 is the paper's literal formula, in which H cannot change the choice."""
     drs_temperature: float = Field(0.5, gt=0)
     """Temperature τ of the Gumbel-Softmax."""
     drs_spread: float = Field(0.3, gt=0, lt=1)
     """δ: relative complexities below 1 - δ take the smallest rank, above 1 + δ the largest."""
     drs_steps: int = Field(30, ge=1)
-    """Steps of the throw-away training that measures a task's complexity."""
+    """Steps, by Adam, of the throw-away training that measures a task's complexity."""
     drs_selector_steps: int = Field(20, ge=0)
     """Gradient steps on the selector's weights a task."""
     drs_selector_lr: float = Field(0.1, gt=0)
@@ -203,9 +203,10 @@ class FMLoRA(LowRankMethod):
             rank = ranks[int(torch.randint(len(ranks), (), generator=generator))]
             for adapter in self.each():
                 adapter.prefix = rank
-            with data.autocast():
-                loss = self.loss(images, labels)
-            (loss * weight).backward()
+            for micro_images, micro_labels, share in data.micro_batches(images, labels, weight):
+                with data.autocast():
+                    loss = self.loss(micro_images, micro_labels)
+                (loss * share).backward()
             data.average_gradients(parameters)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

@@ -62,6 +62,9 @@ class RandomTask:
                 yield images, labels, 1.0
                 done += 1
 
+    def micro_batches(self, images: Tensor, labels: Tensor, weight: float) -> Iterator[tuple[Tensor, Tensor, float]]:
+        yield images, labels, weight
+
     def held_out(self, n: int) -> Iterator[tuple[Tensor, Tensor]]:
         return self._split(self.images[:n], self.labels[:n])
 

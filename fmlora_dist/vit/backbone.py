@@ -122,6 +122,11 @@ def _create(name: str, options: dict[str, Any], *, pretrained: bool) -> Backbone
         ending = f"did you mean '{close[0]}'?" if close else "timm.list_models('*vit*') names those that it has"
         raise UserError(f"backbone.name: timm knows no '{name}': {ending}")
     tags = timm.list_pretrained(f"{architecture}.*")
+    if pretrained and tags and not tag:
+        raise UserError(
+            f"backbone.name: '{name}' names no weights, and timm may change which it takes; "
+            f"choose one of {', '.join(tags)}"
+        )
     if tag and name not in tags:
         raise UserError(f"backbone.name: timm knows no '{name}': {nearest(name, tags)}")
     try:

@@ -98,7 +98,7 @@ class LowRankLinear(nn.Module):
         rows = tuple(place for place, _ in branches)
         if sum(down.shape[0] for _, (down, _) in branches) > SUM_ABOVE * x.shape[-1]:
             with torch.autocast(x.device.type, enabled=False):  # in fp32: products of a weight's size are cheap
-                updates = [up @ down for _, (down, up) in branches]
+                updates = [up.float() @ down.float() for _, (down, up) in branches]
             return _WithUpdates.apply(x, self.effective, self.bias, rows, *updates)
         downs, ups = zip(*(factors for _, factors in branches), strict=True)
         return _WithBranches.apply(x, self.effective, self.bias, rows, *downs, *ups)

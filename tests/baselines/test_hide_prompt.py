@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from baselines.hide_prompt import contrast
 from fmlora_dist.errors import UserError
@@ -20,12 +21,12 @@ def test_contrast_is_the_written_out_loss() -> None:
         own = np.exp(h @ h / 0.8)
         others = sum(np.exp(h @ mu / 0.8) for mu in centroids.double().numpy()[[0, 1, 3]])
         expected.append(-np.log(own / (own + others)))
-    assert contrast(features, centroids, counts, 0.8).item() == pytest.approx(np.mean(expected), rel=1e-4)
+    assert contrast(features, centroids, counts > 0, 0.8).item() == pytest.approx(np.mean(expected), rel=1e-4)
 
 
 def test_contrast_pushes_features_away_from_earlier_classes() -> None:
     feature = torch.tensor([[1.0, 0.1]], requires_grad=True)
-    contrast(feature, torch.tensor([[0.0, 1.0]]), torch.ones(1), 0.8).backward()
+    contrast(feature, torch.tensor([[0.0, 1.0]]), torch.ones(1, dtype=torch.bool), 0.8).backward()
     assert feature.grad is not None and feature.grad[0, 1] > 0, "a step against it leads away from the centroid"
 
 
@@ -42,8 +43,21 @@ def test_the_loss_has_the_weighted_contrast_from_the_second_task_on(sequences: A
     features = method.prompted(method.embed(data.images), method.mixed().expand(12, *method.prompt.shape[1:]))
     earlier = method.prompted_classes
     assert earlier.counts.sum() == 12
-    pushed = contrast(features, earlier.means.flatten(0, 1), earlier.counts.flatten(), 0.8).item()
+    pushed = contrast(features, earlier.means.flatten(0, 1), earlier.counts.flatten() > 0, 0.8).item()
     assert losses[2][1] - losses[2][0] == pytest.approx(2 * pushed, rel=1e-3, abs=1e-4)
+
+
+def test_where_tasks_share_their_classes_an_image_is_held_apart_from_other_classes_only(sequences: Any) -> None:
+    method = sequences.make("hide_prompt", contrast_weight=1.0, **SHORT)
+    data = sequences.begin(method, 1)
+    method.end_task(data)
+    earlier = method.prompted_classes
+    own = data.labels == 0
+    features = method.prompted(method.embed(data.images), method.mixed().expand(12, *method.prompt.shape[1:]))[own]
+    plain = F.cross_entropy(method.head.current(features), data.labels[own]).item()
+    others = earlier.means[1:].flatten(0, 1)
+    pushed = contrast(features, others, earlier.counts[1:].flatten() > 0, 0.8).item()
+    assert method.loss(data.images[own], data.labels[own]).item() == pytest.approx(plain + pushed, rel=1e-3)
 
 
 def test_a_prompt_starts_from_the_one_before_and_has_a_share_of_all_earlier_ones(sequences: Any) -> None:

@@ -96,10 +96,6 @@ def test_old_rows_stay_and_the_sums_are_those_of_the_present_task_alone(sequence
     assert method.sums.shape == (N_CLASSES, 48)
 
 
-def test_logits_are_in_fp32_where_the_backbone_runs_in_bf16(sequences: Any) -> None:
-    sequences.check_logits_stay_in_fp32("simplecil")
-
-
 def test_resumes(sequences: Any) -> None:
     sequences.check_resume("simplecil")
 

@@ -21,11 +21,11 @@ import yaml
 from rich.console import Console
 
 import cluster.grid
-from cluster.capacity import local_cores
 from cluster.journal import Journal
 from cluster.launch import Options, run_grid
 from cluster.plan import load_grid, plan_runs
 from fmlora_dist import __version__
+from fmlora_dist.cores import local_cores
 from fmlora_dist.errors import UserError
 from running import assert_same_run, checkpoint, command_here, events, finished, result, tiny_data
 from tiny_benchmark import BACKBONE, tiny_arguments, write_tiny

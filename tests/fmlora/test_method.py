@@ -142,14 +142,33 @@ def test_chosen_rank_is_the_tasks_rank(sequences: Any) -> None:
         method.end_task(data)
 
 
-def test_price_0_gives_every_task_the_same_rank_once_w_has_settled(sequences: Any) -> None:
-    method = sequences.make("fmlora", **DRS, drs_price=0.0, drs_selector_steps=0)
-    ranks = []
-    for number in (1, 2, 3):
-        data = sequences.begin(method, number)
-        ranks.append(int(method.rank))
-        method.end_task(data)
-    assert ranks[1] == ranks[2]
+def test_with_price_0_a_tasks_complexity_cannot_change_its_rank(sequences: Any) -> None:
+    chosen = {}
+    for price in (0.0, 0.1):
+        method = sequences.make("fmlora", **DRS, drs_price=price)
+        sequences.learn(method, 1)
+        sequences.begin(method, 2)
+        chosen[price] = {method.selector.choose(complexity) for complexity in (0.1, 0.9, 1.1, 5.0)}
+    assert len(chosen[0.0]) == 1
+    assert len(chosen[0.1]) > 1
+
+
+def test_complexity_is_measured_in_the_runs_micro_batches(sequences: Any) -> None:
+    found = []
+    for accumulation in (1, 3):
+        method = sequences.make("fmlora", **DRS)
+        sequences.learn(method, 1)
+        task = sequences.task(2)
+        data = sequences.data(task)
+        data.accumulation = accumulation
+        sizes: list[int] = []
+        hook = method.backbone.register_forward_pre_hook(lambda _, inputs, sizes=sizes: sizes.append(len(inputs[0])))
+        method.begin_task(task, data)
+        hook.remove()
+        found.append((max(sizes), method.selector.complexity_sum.item(), int(method.rank)))
+    (whole, *one), (part, *three) = found
+    assert part < whole
+    assert three == pytest.approx(one, rel=1e-4)
 
 
 def test_without_drs_nothing_is_measured(sequences: Any) -> None:

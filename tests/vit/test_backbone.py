@@ -263,6 +263,12 @@ def test_unknown_tag_names_the_nearest(name: str, hint: str) -> None:
         assert hint in str(error.value)
 
 
+def test_a_name_without_its_weights_is_refused_with_those_that_there_are() -> None:
+    with pytest.raises(UserError, match="names no weights") as error:
+        load("", name="vit_base_patch16_224")
+    assert "vit_base_patch16_224.augreg_in21k" in str(error.value)
+
+
 def test_name_like_nothing_is_refused_in_one_short_line() -> None:
     with pytest.raises(UserError, match=r"backbone\.name: timm knows no 'qqq'") as error:
         load(name="qqq")
