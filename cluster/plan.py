@@ -16,8 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fmlora_dist.config import SEQUENCE, RunConfig, explain, make_config, merge, parse_bytes, read_yaml
 from fmlora_dist.errors import UserError, nearest
+from fmlora_dist.record import RunDirectory
 from fmlora_dist.registry import get_benchmark
-from fmlora_dist.report.aggregate import read_result
 from fmlora_dist.run import check_tasks
 
 __all__ = ["Axis", "Choice", "Grid", "Override", "PlannedRun", "Resources", "grid_names", "load_grid", "plan_runs"]
@@ -174,12 +174,8 @@ class PlannedRun:
 
     @property
     def finished(self) -> bool:
-        """Whether the directory holds a result that can be read."""
-        try:
-            read_result(self.folder / "result.json")
-        except ValueError:
-            return False
-        return True
+        """Whether the directory holds a result that can be read, by the rule by which runs set others aside."""
+        return RunDirectory(self.folder).result() is not None
 
     @property
     def steps(self) -> list[int] | None:
