@@ -43,7 +43,8 @@ class World:
             # The same config gives the same numbers: no atomics where there is another way.
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             torch.use_deterministic_algorithms(True, warn_only=True)
-            torch.utils.deterministic.fill_uninitialized_memory = False  # each batch's buffers would be written twice
+            # Or each batch's buffers would be written twice.
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         else:
             torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # whatever its name, it holds for CPUs
 
