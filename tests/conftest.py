@@ -62,6 +62,12 @@ class Peers:
         return results
 
 
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    """What a test draws does not hang on those before it."""
+    torch.manual_seed(0)
+
+
 class TensorData:
     """``TaskData`` over given tensors. Process ``rank`` of ``world`` takes every world-th image of a global batch.
 

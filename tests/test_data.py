@@ -1,6 +1,6 @@
 """What a run and its method see of the data: never an earlier task's training images."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import fsspec
@@ -128,25 +128,23 @@ def test_a_method_that_does_not_say_so_gets_no_pass_over_the_data(method: str) -
             ask()
 
 
-def _positions(run: Run, n: int) -> list[int]:
-    data = MethodData(run.data, run.views[0], get_method("fmlora").info, run.precision)
-    return [int(label) for _, labels in data.held_out(n) for label in labels]
-
-
 def test_the_held_out_part_is_the_same_in_every_call_and_apart_from_the_rest() -> None:
-    run = _run("fmlora")
+    run = _run("fmlora", cache_budget=0)  # so that every read is seen
     data = MethodData(run.data, run.views[0], run.method.info, run.precision)
     opened: list[str] = []
     run.views[0].train.opened = opened.extend
-    run.views[0].train._cache = None  # so that every read is seen
-    assert _positions(run, 8) == _positions(run, 8)
-    held = set(opened)
-    assert len(held) == 8
-    opened.clear()
-    for _ in data.steps(7, exclude=8):
-        pass
-    assert not held & set(opened)
-    assert held | set(opened) == set(run.views[0].train.keys), "seven batches of 8 pass over the other 24 twice"
+
+    def seen(passed: Iterable[object]) -> set[str]:
+        opened.clear()
+        assert len([*passed])
+        return set(opened)
+
+    held = seen(data.held_out(8))
+    assert seen(data.held_out(8)) == held and len(held) == 8
+    rest = set(run.views[0].train.keys) - held
+    assert seen(data.steps(7, exclude=8)) == rest, "seven batches of 8 pass over the other 24 twice"
+    for augment in (False, True):
+        assert seen(data.batches(augment=augment, exclude=8)) == rest
 
 
 def test_generators_differ_by_seed_task_and_purpose_only() -> None:
@@ -170,8 +168,12 @@ def test_validation_tests_on_training_images_that_are_not_trained_on() -> None:
 
 
 def test_methods_start_from_one_backbone_and_one_head() -> None:
-    runs: list[Method] = [_run(method).method for method in ("lora", "finetune")]
-    one, other = (dict(method.named_parameters()) for method in runs)
+    methods: list[Method] = []
+    for run in map(_run, ("lora", "finetune")):
+        run.method.begin_task(run.views[0].task, MethodData(run.data, run.views[0], run.method.info, run.precision))
+        methods.append(run.method)
+    one, other = (dict(method.named_parameters()) for method in methods)
+    assert len(one["head.weight"]) == 4
     shared = [name for name in one if name in other]
     assert len(shared) > 10
     assert all(one[name].equal(other[name]) for name in shared)

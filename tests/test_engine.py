@@ -1,6 +1,8 @@
 """Gradient steps of one process: schedule, rates, clipping, and a state that goes on."""
 
+import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -88,6 +90,28 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient() -> None:
     engine.step(IMAGES, LABELS, 1.0)
     after = torch.cat([line.weight.detach(), line.bias.detach()[None]])
     assert (after - before).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("adam", torch.optim.Adam),
+        ("adamw", torch.optim.AdamW),
+        ("sgd", functools.partial(torch.optim.SGD, momentum=0.9)),
+    ],
+)
+def test_the_optimizer_is_the_one_of_its_name(name: str, make: Callable[..., torch.optim.Optimizer]) -> None:
+    line, plain = _Line(), _Line()
+    engine = _engine(line, optimizer=name, schedule="constant", weight_decay=0.1)
+    groups = [{"params": [plain.weight], "lr": 0.1}, {"params": [plain.bias], "lr": 0.01}]
+    optimizer = make(groups, weight_decay=0.1)
+    for _ in range(3):
+        engine.step(IMAGES, LABELS, 1.0)
+        optimizer.zero_grad()
+        plain.loss(IMAGES, LABELS).backward()
+        optimizer.step()
+    torch.testing.assert_close(line.weight, plain.weight)
+    torch.testing.assert_close(line.bias, plain.bias)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])

@@ -12,11 +12,12 @@ PACKAGES = ("fmlora_dist", "baselines", "benchmarks", "cluster")
 # What a module of each package may import of the other packages, by prefix.
 ALLOWED = {
     "baselines": ("fmlora_dist.method", "fmlora_dist.vit", "fmlora_dist.registry", "fmlora_dist.errors"),
-    "benchmarks": ("fmlora_dist.registry", "fmlora_dist.errors"),
+    "benchmarks": ("fmlora_dist.registry", "fmlora_dist.errors", "fmlora_dist.cores"),
     "cluster": (
         "fmlora_dist.run",
         "fmlora_dist.record",
         "fmlora_dist.config",
+        "fmlora_dist.cores",
         "fmlora_dist.errors",
         "fmlora_dist.registry",
         "fmlora_dist.report",

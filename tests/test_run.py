@@ -42,6 +42,19 @@ def test_training_learns_what_there_is_to_learn(tmp_path: Path) -> None:
     assert result(tmp_path / "run")["metrics"]["acc"] > 60, "twelve kinds of stripes; chance is 8.3"
 
 
+def test_drift_is_how_far_task_1s_test_features_have_turned_since_task_1() -> None:
+    folder = finished("finetune")
+    tensors, _ = checkpoint(folder)
+    method, data, _ = restore(folder, device="cpu")
+    (images, _), *others = data.test(data.tests[0])
+    assert not others, "all in one batch"
+    with torch.no_grad(), method.merged():
+        now = method.features(images)
+    cosine = torch.nn.functional.cosine_similarity(now, tensors["reference"], dim=1)
+    assert result(folder)["drift"][-1] == pytest.approx(1 - cosine.mean().item(), abs=1e-6)
+    assert result(folder)["drift"][0] == pytest.approx(0, abs=1e-6), "the reference is that of task 1's end"
+
+
 def test_the_drift_of_frozen_features_is_zero_and_of_trained_ones_is_not() -> None:
     assert result(finished("frozen"))["drift"] == pytest.approx([0.0, 0.0, 0.0], abs=1e-6)
     assert result(finished("finetune"))["drift"][0] == 0.0

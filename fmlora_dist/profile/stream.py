@@ -192,8 +192,10 @@ def _first_batches(shards: Path, index: Index, options: StreamProfile) -> list[f
         for number, place in enumerate((0, CLASSES - 1)):
             started = time.perf_counter()
             samples = _samples(shards, index, sequence[place].train, options.workers)
-            next(_stream(samples, options, task=place + 1).epoch(0))
+            batches = _stream(samples, options, task=place + 1).epoch(0)
+            next(batches)
             seconds[number].append(time.perf_counter() - started)
+            batches.close()  # not before: it waits for the batch that is made ahead
     return [statistics.median(times) for times in seconds]
 
 

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import fsum
 
+from fmlora_dist.registry import list_benchmarks
+from fmlora_dist.report.aggregate import Seed
 from fmlora_dist.report.measures import ACCURACIES, MEASURES, Measure, by_seed
 from fmlora_dist.report.significance import FEWEST, Paired, Ranking, paired, ranking
 from fmlora_dist.report.tables import Cell, Row, Table
@@ -67,8 +69,8 @@ def enough(found: Sequence[Difference]) -> bool:
 def pooled(tables: Sequence[Table]) -> list[Pooled]:
     """The rows that stand in every column of accuracies, with benchmarks as blocks; empty for a single benchmark.
 
-    A pair is a benchmark and a seed: task counts of one benchmark are averaged before, since runs of one seed on the
-    same images are not independent of each other.
+    A pair is a benchmark and a seed: task counts, scenarios and cuts of one benchmark are averaged before, since runs
+    of one seed on the same images are not independent of each other.
     """
     found = []
     for name in ACCURACIES:
@@ -125,8 +127,14 @@ def _cells(tables: Sequence[Table], measure: str) -> dict[str, dict[tuple[str, s
         for position, head in enumerate(table.heads):
             for row, cell in table.column(position):
                 if head.measure.name == measure and _competes(row, cell):
-                    found[row.label][cell.runs[0].column.block, head.group] = cell
+                    found[row.label][_data(cell.runs[0].column.benchmark), head.group] = cell
     return dict(found)
+
+
+def _data(benchmark: str) -> str:
+    """The benchmark whose images these are: scenarios, and cuts of one benchmark, are not independent of it."""
+    spec = list_benchmarks().get(benchmark)
+    return spec.cut.of if spec and spec.cut else benchmark
 
 
 def _by_block(scores: dict[tuple[str, str], float]) -> dict[str, float]:
@@ -137,11 +145,14 @@ def _by_block(scores: dict[tuple[str, str], float]) -> dict[str, float]:
 
 
 def _paired_blocks(one: dict[tuple[str, str], Cell], other: dict[tuple[str, str], Cell], measure: str) -> Paired | None:
-    """None when a benchmark has no common seed."""
-    values: dict[str, dict[object, list[float]]] = defaultdict(lambda: defaultdict(list))
+    """None when a benchmark has no seed that both have in all of its columns."""
+    columns: dict[str, list[dict[Seed, float]]] = defaultdict(list)
     for (block, head), cell in one.items():
         mine, others = by_seed(cell.runs, measure), by_seed(other[block, head].runs, measure)
-        for seed in mine.keys() & others.keys():
-            values[block][seed].append(mine[seed] - others[seed])
-    blocks = [[fsum(some) / len(some) for some in seeds.values()] for seeds in values.values()]
-    return paired(blocks) if len(blocks) == len({block for block, _ in one}) else None
+        columns[block].append({seed: mine[seed] - others[seed] for seed in mine.keys() & others.keys()})
+    blocks = []
+    for found in columns.values():
+        # A seed that lacks a column has other pairs than the others: a number of tasks would pass for chance.
+        common = set.intersection(*(set(each) for each in found))
+        blocks.append([fsum(each[seed] for each in found) / len(found) for seed in sorted(common, key=str)])
+    return paired(blocks) if all(blocks) else None

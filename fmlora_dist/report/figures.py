@@ -346,12 +346,12 @@ def _by_task(
 
 def _by_prompts(rows: Rows, column: Column) -> dict[str, dict[int, list[Trace]]]:
     """Runs that differ in nothing but the number of prompt tokens: by what they have in common, then by that number."""
-    found: dict[tuple[str, str], dict[int, list[Trace]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[tuple[str, Any], dict[int, list[Trace]]] = defaultdict(lambda: defaultdict(list))
     for by_column in rows.values():
         for trace in by_column.get(column, ()):
             rest = {name: value for name, value in trace.run.recipe.items() if name != _PROMPTS}
             if isinstance(m := trace.run.recipe.get(_PROMPTS), int):
-                found[trace.run.method, str(rest)][m].append(trace)
+                found[trace.run.method, (trace.run.shared_hash, str(rest))][m].append(trace)
     swept = {key: dict(sorted(by_m.items())) for key, by_m in found.items() if len(by_m) > 1}
     alone = len({method for method, _ in swept}) == len(swept)
     return {

@@ -10,7 +10,7 @@ from fmlora_dist.report.tables import Cell, Head, Row, Table
 
 __all__ = ["PACKAGES", "to_latex"]
 
-PACKAGES = ("booktabs", "graphicx", "longtable", "xcolor")
+PACKAGES = ("array", "booktabs", "graphicx", "longtable", "xcolor")
 """What the document must load."""
 _MARKS = {"best": r"\textbf{%s}", "second": r"\underline{%s}", "": "%s"}
 _ESCAPES = {character: f"\\{character}" for character in "#$%&_{}"} | {
@@ -20,7 +20,8 @@ _ESCAPES = {character: f"\\{character}" for character in "#$%&_{}"} | {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': "''",
+    "/": r"\slash{}",  # after which a line may end
     "±": r"$\pm$",
     "†": r"$^\dagger$",
     "–": "--",
@@ -30,6 +31,8 @@ _ESCAPES = {character: f"\\{character}" for character in "#$%&_{}"} | {
 }
 _NARROW = r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%"
 """A table that is too wide is made smaller."""
+_LONG = 30
+"""Letters of a label that is broken into lines."""
 
 
 def to_latex(report: Report) -> str:
@@ -93,9 +96,12 @@ def _cell(cell: Cell) -> str:
 def _grid(grid: Grid) -> Iterator[str]:
     yield r"{\scriptsize\setlength{\tabcolsep}{3pt}"
     if grid.lines:
-        yield rf"\begin{{longtable}}{{{'l' * grid.left}{'r' * (len(grid.heads) - grid.left)}}}"
+        columns = "".join(_column(grid, place) for place in range(len(grid.heads)))
+        heads = " & ".join(map(_text, grid.heads)) + r" \\ \midrule"
+        yield rf"\begin{{longtable}}{{{columns}}}"
         yield rf"\caption{{{_text(grid.title)}}} \\ \toprule"
-        yield " & ".join(map(_text, grid.heads)) + r" \\ \midrule \endhead"
+        yield rf"{heads} \endfirsthead"
+        yield rf"\toprule {heads} \endhead"
         for line in grid.lines:
             grey = r"\color{gray}" if line.faint else ""
             yield " & ".join(grey + _text(text) for text in line.texts) + r" \\"
@@ -103,6 +109,14 @@ def _grid(grid: Grid) -> Iterator[str]:
     yield r"\noindent\begin{minipage}{\linewidth}\raggedright"
     yield from (rf"{_text(note)}\par" for note in grid.notes)
     yield r"\end{minipage}\par\medskip}"
+
+
+def _column(grid: Grid, place: int) -> str:
+    """Its letter; long labels are broken into lines."""
+    if place >= grid.left:
+        return "r"
+    longest = max(len(line.texts[place]) for line in grid.lines)
+    return r">{\raggedright\arraybackslash}p{0.2\linewidth}" if longest > _LONG else "l"
 
 
 def _text(text: str) -> str:

@@ -28,7 +28,9 @@ ORIGINS_ARE = (
     "Learning (accuracy on a task just after it) and forgetting in %, drift (of task 1's features, 1 - mean cosine), "
     "weight change (norm of all that was added to the adapted weights, over their own)"
 )
-COSTS_ARE = "Costs (trained in the last task, stored after it; k: 1,000 numbers)"
+COSTS_ARE = (
+    "Costs (trained in the last task, stored after it; k: 1,000 numbers; times with whatever else ran on the machine)"
+)
 _OURS = "fmlora"
 
 

@@ -21,12 +21,12 @@ class Measure:
     title: str
     """Heading, with the unit where it is not %."""
     sign: int = 1
-    """1: more is better; -1: less is better; 0: neither, so that no row is marked."""
+    """1: more is better; -1: less is better; 0: neither, or it hangs on the machine, so that no row is marked."""
     scale: float = 1.0
     """What it is divided by before it is written."""
     digits: int = 2
-    spreads: bool = True
-    """Whether seeds differ in it by chance, so that a standard deviation means anything."""
+    chance: bool = True
+    """Whether seeds always differ in it, so that a standard deviation of 0 says something."""
 
     def write(self, value: float) -> str:
         """The figure in the measure's unit; the same in every form of a table."""
@@ -55,13 +55,13 @@ MEASURES = {
         Measure(name="learning", title="Learning"),
         Measure(name="drift", title="Drift", sign=0, digits=3),
         Measure(name="weight_change", title="Weight change", sign=0, digits=3),
-        Measure(name="trainable", title="trained (k)", sign=-1, scale=1e3, digits=1, spreads=False),
-        Measure(name="stored", title="stored (k)", sign=-1, scale=1e3, digits=1, spreads=False),
-        Measure(name="growth", title="growth (k/task)", sign=-1, scale=1e3, digits=2, spreads=False),
-        Measure(name="step_seconds", title="step (ms)", sign=-1, scale=1e-3, digits=1),
-        Measure(name="images_per_second", title="images/s", digits=1),
+        Measure(name="trainable", title="trained (k)", sign=-1, scale=1e3, digits=1, chance=False),
+        Measure(name="stored", title="stored (k)", sign=-1, scale=1e3, digits=1, chance=False),
+        Measure(name="growth", title="growth (k/task)", sign=-1, scale=1e3, digits=2, chance=False),
+        Measure(name="step_seconds", title="step (ms)", sign=0, scale=1e-3, digits=1),
+        Measure(name="images_per_second", title="images/s", sign=0, digits=1),
         Measure(name="peak_memory", title="peak (MiB)", sign=-1, scale=2**20, digits=0),
-        Measure(name="hours", title="hours", sign=-1),
+        Measure(name="hours", title="hours", sign=0),
     )
 }
 ACCURACIES = ("acc", "aaa")

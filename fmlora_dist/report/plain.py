@@ -57,7 +57,7 @@ def to_data(report: Report) -> dict[str, Any]:
 def _figures(cell: Cell) -> dict[str, Any]:
     if cell.value is None:
         return {"n_seeds": 0}
-    std = cell.value.std if cell.measure.spreads else None
+    std = cell.value.std
     return {
         "mean": cell.measure.write(cell.value.mean),
         "std": "" if std is None else cell.measure.write(std),

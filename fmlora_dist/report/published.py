@@ -92,6 +92,8 @@ def _unlike(backbone: str, metric: str, runs: Sequence[Run]) -> str:
         return f"its backbone is {backbone}{unsure}; ours {' and '.join(sorted(ours)) or 'unknown'}"
     if not metric:
         return "which mean of accuracies it is (over tasks or images) is not established"
+    if left := {str(name) for run in runs for name in run.shared.get("excluded_domains") or ()}:
+        return f"ours is without {', '.join(sorted(left))}"
     if {run.shared.get("tested_on", "test") for run in runs} != {"test"}:
         return "ours is measured on validation data"
     if spread(runs, metric) is None:

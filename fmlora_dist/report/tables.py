@@ -68,7 +68,7 @@ class Cell:
         """The figure as it stands in every form of the table."""
         if self.value is None:
             return UNDEFINED if self.runs else NO_RUN
-        std = self.value.std if self.measure.spreads else None
+        std = self.value.std or (self.value.std if self.measure.chance else None)
         text = self.measure.write(self.value.mean) + ("" if std is None else f" ± {self.measure.write(std)}")
         return text + (f" (n={self.value.n})" if self.show_n else "") + (f" {MIXED}" if self.mixed else "")
 
@@ -293,7 +293,10 @@ def _seeds(table: Table, what: str) -> str:
 def _mark_best(rows: Sequence[Row]) -> None:
     for position in range(len(rows[0].cells)):
         cells = [row.cells[position] for row in rows if not row.bound and not row.cells[position].mixed]
-        values = {id(cell): cell.measure.sign * cell.value.mean for cell in cells if cell.value}
+        # As they are written: equal figures have equal marks.
+        values = {
+            id(cell): cell.measure.sign * float(cell.measure.write(cell.value.mean)) for cell in cells if cell.value
+        }
         ranked = sorted({*values.values()}, reverse=True)
         for cell in cells:
             # A method alone in its column has beaten nobody.

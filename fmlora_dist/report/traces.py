@@ -93,11 +93,15 @@ def read_rows(report: Report) -> Rows:
     seen: set[Path] = set()
     for table in report.tables:
         for row in table.rows:
-            for run in row.runs:
-                if run.folder not in seen:
+            for head, cell in zip(table.heads, row.cells, strict=True):
+                for run in cell.runs:
+                    if run.folder in seen:
+                        continue
                     seen.add(run.folder)
+                    # What the table keeps apart in columns of its own is not averaged.
+                    label = row.label if head.group in ("", run.column.title) else f"{row.label}, {head.group}"
                     with contextlib.suppress(ValueError):
-                        rows.setdefault(row.label, {}).setdefault(run.column, []).append(_read(run))
+                        rows.setdefault(label, {}).setdefault(run.column, []).append(_read(run))
     return dict(sorted(rows.items(), key=lambda row: _place(next(iter(row[1].values()))[0].run.method)))
 
 

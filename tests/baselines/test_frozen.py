@@ -37,9 +37,11 @@ def test_shared_head_keeps_training(sequences: Any) -> None:
     method = sequences.make("frozen")
     sequences.learn(method, 1, shared_head=True)
     before = method.head.weight.detach().clone()
-    sequences.begin(method, 2, shared_head=True)
+    data = sequences.begin(method, 2, shared_head=True)
     assert method.head.n_classes == 2
     assert torch.equal(method.head.weight, before)
+    sequences.train(method, data)
+    assert not torch.equal(method.head.weight, before)
 
 
 def test_merged_is_the_same_function(sequences: Any) -> None:

@@ -104,6 +104,27 @@ def test_benchmarks_are_blocks_and_task_counts_averaged(write_run: Write, tmp_pa
     assert acc.ranking is None
 
 
+def test_scenarios_and_cuts_of_the_same_images_are_one_block(write_run: Write, tmp_path: Path) -> None:
+    for seed in range(3):
+        for method, acc in (("fmlora", 80.0), ("lora", 70.0)):
+            write_run(method, seed, acc)
+            write_run(method, seed, acc, benchmark="icons_mini")
+            write_run(method, seed, acc, scenario="dil", n_tasks=6)
+    assert report(tmp_path).pooled == []
+
+
+def test_a_seed_that_lacks_a_number_of_tasks_is_no_pair(write_run: Write, tmp_path: Path) -> None:
+    for seed in range(3):
+        for method, better in (("fmlora", 1.0), ("lora", 0.0)):
+            write_run(method, seed, 70.0 + better)
+            if seed or method == "lora":
+                write_run(method, seed, 60.0 + 9 * better, n_tasks=10)
+            write_run(method, seed, 50.0 + 5 * better, benchmark="cub200")
+    best = next(each for each in report(tmp_path).pooled[0].differences if each.row == "fmlora")
+    assert best.result.n == 5, "three of cub200, two of icons"
+    assert best.result.mean == pytest.approx(5.0), "without the seed that has but the 1.0 of five tasks"
+
+
 def test_three_methods_on_two_benchmarks_are_ranked_and_incomplete_ones_named(write_run: Write, tmp_path: Path) -> None:
     for seed in range(3):
         for method, acc in (("fmlora", 80.0), ("sdlora", 75.0), ("lora", 70.0)):

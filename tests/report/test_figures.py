@@ -19,7 +19,7 @@ from fmlora_dist.errors import UserError
 from fmlora_dist.report import make_report, read_profile, read_runs, write_report
 from fmlora_dist.report.drawing import Drawing, drawn_alike, panels, styles, task_ticks
 from fmlora_dist.report.figures import draw
-from fmlora_dist.report.layouts import ORDER
+from fmlora_dist.report.layouts import ORDER, Grouping
 from fmlora_dist.report.tables import BOUNDS
 from fmlora_dist.report.traces import read_rows
 from result_files import write_whole
@@ -132,6 +132,33 @@ def test_joint_training_is_a_point_after_the_last_task(rich: dict[str, Drawing],
     runs = results(rich_grid, benchmark="icons", n_tasks=5, method="joint")
     mean = np.mean([run["metrics"]["acc"] for run in runs])
     assert line(panel(rich["icons-curves"], "icons, N = 5"), "joint") == ([5], [pytest.approx(mean)])
+
+
+def test_a_column_of_a_users_choice_is_a_line_of_its_own(tmp_path: Path) -> None:
+    for rank, level in ((4, 60.0), (8, 80.0)):
+        for seed in range(2):
+            write_whole(tmp_path, "lora", seed, level, benchmark="icons", n_tasks=5, method={"rank": rank})
+    report = make_report(read_runs([tmp_path]), Grouping(columns=["method.rank"]))
+    drawings = {drawing.name: drawing for drawing in draw(read_rows(report), report.pooled, [])}
+    (axes,) = drawings["icons-curves"].figure.axes
+    labels = [str(each.get_label()) for each in axes.lines if not str(each.get_label()).startswith("_")]
+    assert labels == ["lora, rank=4", "lora, rank=8"]
+
+
+def test_prompts_are_swept_within_one_shared_protocol(tmp_path: Path) -> None:
+    for backbone, level in (("tiny", 80.0), ("other", 40.0)):
+        for m in (0, 4):
+            method = {"prompt_tokens": m, "drs_price": level}
+            whole = write_whole(tmp_path, "fmlora", 0, level, benchmark="icons", n_tasks=5, method=method)
+            result = json.loads((whole / "result.json").read_text())
+            recipe = result["protocol"]["recipe"]
+            recipe["method"]["drs_price"] = 0.1
+            result["protocol"] |= {"shared_hash": backbone, "recipe_hash": json.dumps(recipe)}
+            (whole / "result.json").write_text(json.dumps(result))
+    report = make_report(read_runs([tmp_path]), allow_mixed=True)
+    drawings = {drawing.name: drawing for drawing in draw(read_rows(report), report.pooled, [])}
+    (axes,) = drawings["icons-prompts"].figure.axes
+    assert len([each for each in axes.lines if not str(each.get_label()).startswith("_")]) == 2
 
 
 def test_acc_against_n_and_against_m(rich: dict[str, Drawing], rich_grid: Path) -> None:

@@ -85,7 +85,13 @@ def from_latex(text: str) -> list[Cells]:
         parsed = []
         for cell in cells:
             command = re.match(r"(\\textbf|\\underline)\{(.*)\}$", cell)
-            plain = (command[2] if command else cell).replace(r"$\pm$", "±").replace("--", "–").replace("$-$", "-")
+            plain = (
+                (command[2] if command else cell)
+                .replace(r"$\pm$", "±")
+                .replace(r"\slash{}", "/")
+                .replace("--", "–")
+                .replace("$-$", "-")
+            )
             parsed.append((plain, marks[command[1]] if command else ""))
         found.append(parsed)
     return found

@@ -1,5 +1,6 @@
 """The LaTeX form is what a paper can use."""
 
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -31,7 +32,7 @@ def test_what_latex_reads_as_commands_is_escaped(write_run: Write, tmp_path: Pat
 
 def test_the_files_first_line_says_how_it_is_used(grid: Path) -> None:
     first = to_latex(make_report(read_runs([grid]))).splitlines()[0]
-    assert first.startswith("%") and r"\usepackage{booktabs,graphicx,longtable,xcolor}" in first
+    assert first.startswith("%") and r"\usepackage{array,booktabs,graphicx,longtable,xcolor}" in first
 
 
 @pytest.fixture
@@ -44,6 +45,9 @@ def paper(tmp_path: Path) -> Path:
                 write_whole(runs, method, seed, level, benchmark=benchmark, n_tasks=n_tasks)
     for seed in range(5):
         write_whole(runs, "fmlora", seed, 76.0, method={"drs": False, "prompt_tokens": 0})
+        for variant, rank in (("official", 5), ("default", 12)):  # rows with long names
+            more = {"variant": variant, "rank": rank, "alpha": 0.1234567 * rank, "later_ranks": [rank] * 9}
+            write_whole(runs, "sdlora", seed, 70.0 + rank, benchmark="cub200", method=more)
     broken = runs / "brokenrun"
     broken.mkdir()
     (broken / "result.json").write_text("{")
@@ -55,13 +59,16 @@ def paper(tmp_path: Path) -> Path:
 @pytest.mark.long
 def test_it_compiles_fits_the_page_and_can_be_looked_at(paper: Path) -> None:
     lines = [r"\documentclass[a4paper]{article}", r"\usepackage[margin=2cm]{geometry}"]
-    lines += [rf"\usepackage{{{','.join(PACKAGES)}}}", r"\begin{document}", r"\input{tables}", r"\end{document}"]
+    lines += [rf"\usepackage{{{','.join(PACKAGES)}}}", r"\begin{document}", r"\listoftables"]
+    lines += [r"\input{tables}", r"\end{document}"]
     (paper / "paper.tex").write_text("\n".join(lines))
     for _ in range(3):  # longtable finds its widths by and by
         command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
         done = subprocess.run(command, cwd=paper, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stdout[-2000:]
     assert "Overfull" not in done.stdout
+    listed = re.findall(r"\\contentsline \{table\}\{(.*?)\}\{\d+\}", (paper / "paper.lot").read_text())
+    assert len(listed) == len({*listed}) > 3, "a table of several pages is named once"
     assert "Missing character" not in (paper / "paper.log").read_text(errors="replace")
     subprocess.run(["pdftoppm", "-r", "60", "-png", "-singlefile", "paper.pdf", "page"], cwd=paper, check=True)
     page = np.asarray(Image.open(paper / "page.png").convert("L"))

@@ -99,6 +99,22 @@ def test_cost_is_by_benchmark_and_number_of_tasks_in_readable_units(write_run: W
     ]
 
 
+def test_costs_that_seeds_differ_in_have_a_spread(write_run: Write, tmp_path: Path) -> None:
+    for seed, stored in enumerate((10_000, 12_000)):
+        write_run("inflora", seed, 70.0, parameters={"stored": [stored]})
+    (_, table) = make_report(read_runs([tmp_path])).tables
+    assert [cell.text for cell in table.rows[0].cells] == ["11.0 ± 1.4"]
+
+
+def test_equal_figures_have_equal_marks_and_times_none(write_run: Write, tmp_path: Path) -> None:
+    for method, acc, seconds in (("lora", 70.001, 8.0), ("sdlora", 70.004, 4.0), ("fmlora", 60.0, 2.0)):
+        write_run(method, 0, acc, shared={"train_images": 600}, steps=[10] * 5, seconds={"train": seconds})
+    accuracies, costs = make_report(read_runs([tmp_path])).tables
+    assert [row.cells[0].mark for row in accuracies.rows] == ["best", "best", "second"]
+    assert len(costs.rows) == 3
+    assert {cell.mark for row in costs.rows for cell in row.cells} == {""}
+
+
 def test_less_is_better_in_costs(write_run: Write, tmp_path: Path) -> None:
     for method, stored in (("lora", 10), ("sdlora", 30), ("fmlora", 20)):
         write_run(method, 0, 70.0, parameters={"stored": [stored * 1000]})

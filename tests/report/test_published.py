@@ -39,6 +39,7 @@ def test_aaa_is_compared_likewise(write_run: Write, tmp_path: Path) -> None:
         ({"shared": {"backbone": "vit_base_patch16_224.augreg_in21k"}}, f"its backbone is {BACKBONE}; ours vit_base"),
         ({"shared": {"backbone": BACKBONE, "tested_on": "validation"}}, "ours is measured on validation data"),
         ({"metrics": {"acc": 50.0}}, "ours has no Acc (samples)"),
+        ({"shared": {"backbone": BACKBONE, "excluded_domains": ["quickdraw"]}}, "ours is without quickdraw"),
     ],
 )
 def test_what_is_not_alike_is_not_compared_and_says_why(
