@@ -142,7 +142,8 @@ def test_directions_are_the_leading_ones_of_the_unused_part(width: int, rank: in
     assert rows.shape == (min(rank, free), width)
     np.testing.assert_allclose(rows @ rows.T, np.eye(len(rows)), atol=1e-5)
     np.testing.assert_allclose(rows @ expected.used(), 0, atol=2e-4)
-    # The same energy as the leading singular vectors of the literal (I - P) M hold; the vectors' own signs are free.
+    assert (np.take_along_axis(rows, np.abs(rows).argmax(1)[:, None], 1) > 0).all(), "a library may choose the sign"
+    # The same energy as the leading singular vectors of the literal (I - P) M hold.
     values = np.linalg.svd(expected.projected(new), compute_uv=False)
     held = np.linalg.norm(rows @ new) ** 2
     np.testing.assert_allclose(held, (values[: len(rows)] ** 2).sum(), rtol=1e-3)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from fmlora_dist.fmlora.rank_selector import RankSelector
 
@@ -51,6 +52,14 @@ def test_written_out_gradient_is_autograds(n: int, data: st.DataObject) -> None:
     selector.weights.copy_(weights.detach())
     assert weights.grad is not None
     torch.testing.assert_close(selector.gradient(losses, complexity, noise), weights.grad, atol=1e-10, rtol=1e-8)
+
+
+def test_the_noise_of_its_samples_is_gumbels(monkeypatch: pytest.MonkeyPatch) -> None:
+    selector, drawn = make(), []
+    monkeypatch.setattr(selector, "gradient", lambda losses, complexity, noise: drawn.append(noise) or 0 * losses)
+    selector.learn([1.0] * 4, 1.0, generator(), steps=500, lr=0.1)
+    assert len(drawn) == 500
+    assert stats.kstest(torch.cat(drawn).numpy(), "gumbel_r").pvalue > 0.01
 
 
 def test_probabilities_are_the_papers_with_a_price() -> None:
