@@ -1,12 +1,9 @@
 """What holds for all methods that prompt a frozen ViT."""
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-
-from running import command, result
 
 SHORT = {"hide_prompt": {"identity_epochs": 2, "align_epochs": 3}}
 TRAINS = {
@@ -109,18 +106,3 @@ def test_domains_may_share_a_head(name: str, sequences: Any) -> None:
     method = sequences.make(name, **SHORT.get(name, {}))
     sequences.learn(method, 3, shared_head=True)
     assert sequences.logits(method).shape == (12, 2)
-
-
-@METHODS
-def test_a_short_run_on_the_embedded_benchmark(name: str, tmp_path: Path) -> None:
-    """With its hybrid ViT of six blocks; one of the renditions, so that it takes seconds."""
-    words: list[object] = ["run", "--benchmark", "icons_mini", "--method", name, "--out", tmp_path / "run"]
-    words += ["--exclude-domains", "blueprint,chalk,colour,pixel,sketch", "--tasks", 2, "--epochs", 1, "--threads", 1]
-    words += ["--batch-size", 16]
-    words += [word for key, value in SHORT.get(name, {}).items() for word in (f"--method.{key}", value)]
-    done = command(words)
-    assert done.code == 0, done.err
-    facts = result(tmp_path / "run")
-    assert [len(row) for row in facts["accuracy_matrix"]] == [1, 2]
-    assert facts["accuracy_matrix"][0][0] > 5, "chance with 20 classes"
-    assert facts["protocol"]["shared"]["predictions"] == "independent of other test images"

@@ -159,6 +159,20 @@ def test_branch_runs_in_the_precision_of_autocast() -> None:
     torch.testing.assert_close(low.float(), layer(x), atol=0.03, rtol=0.03)
 
 
+@pytest.mark.parametrize("rank", [2, 20])
+def test_gradients_in_bf16_are_those_in_fp64_to_its_digits(rank: int) -> None:
+    adapters = [(rows(32, place), Fixed(32, 32, rank, place)) for place in (0, 2)]
+    layer = LowRankLinear(linear(32), adapters)
+    layer.merge()
+    x, wanted = torch.randn(3, 7, 32, requires_grad=True), torch.randn(3, 7, 96)
+    trained = [x, *(part for _, adapter in adapters for part in (adapter.down, adapter.up))]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = torch.autograd.grad((layer(x) * wanted).sum(), trained)
+    exact = torch.autograd.grad((written_out(layer, x) * wanted).sum(), trained)
+    for mine, theirs in zip(found, exact, strict=True):
+        assert 0 < (mine - theirs).norm() < 0.02 * theirs.norm()
+
+
 class Everywhere(LowRankMethod):
     """A method of fixed adapters."""
 
