@@ -195,7 +195,7 @@ def _first_batches(shards: Path, index: Index, options: StreamProfile) -> list[f
             batches = _stream(samples, options, task=place + 1).epoch(0)
             next(batches)
             seconds[number].append(time.perf_counter() - started)
-            batches.close()  # not before: it waits for the batch that is made ahead
+            del batches  # not before: its end waits for the batch that is made ahead
     return [statistics.median(times) for times in seconds]
 
 
