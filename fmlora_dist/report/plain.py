@@ -57,10 +57,9 @@ def to_data(report: Report) -> dict[str, Any]:
 def _figures(cell: Cell) -> dict[str, Any]:
     if cell.value is None:
         return {"n_seeds": 0}
-    std = cell.value.std
     return {
         "mean": cell.measure.write(cell.value.mean),
-        "std": "" if std is None else cell.measure.write(std),
+        "std": "" if cell.std is None else cell.measure.write(cell.std),
         "n_seeds": cell.value.n,
         "mark": cell.mark,
         "mixed": "mixed" if cell.mixed else "",

@@ -64,12 +64,16 @@ class Cell:
     """Numbers that publications give for it."""
 
     @property
+    def std(self) -> float | None:
+        """Its spread, where it is worth writing."""
+        return self.value.std or (self.value.std if self.measure.chance else None) if self.value else None
+
+    @property
     def text(self) -> str:
         """The figure as it stands in every form of the table."""
         if self.value is None:
             return UNDEFINED if self.runs else NO_RUN
-        std = self.value.std or (self.value.std if self.measure.chance else None)
-        text = self.measure.write(self.value.mean) + ("" if std is None else f" ± {self.measure.write(std)}")
+        text = self.measure.write(self.value.mean) + ("" if self.std is None else f" ± {self.measure.write(self.std)}")
         return text + (f" (n={self.value.n})" if self.show_n else "") + (f" {MIXED}" if self.mixed else "")
 
 
