@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 
 from benchmarks.index import Index
 from fmlora_dist.method import TaskData
-from fmlora_dist.record import RunDirectory
 from running import (
     REPOSITORY,
     Done,
@@ -129,18 +128,6 @@ def test_a_folder_that_may_not_be_entered_is_named(tmp_path: Path) -> None:
     finally:
         os.seteuid(me)
     _assert_refused(done, f"{closed / 'run'}", "permission denied")
-
-
-@pytest.mark.parametrize("words", [["evaluate"], ["export", "--out", "model.safetensors"]], ids=str)
-def test_a_run_is_not_taken_up_on_other_data_than_it_was_trained_on(words: list[str], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    shutil.copytree(finished("lora"), run)
-    tensors, position = checkpoint(run)
-    RunDirectory(run).save_checkpoint(tensors, position | {"protocol": "0123456789abcdef"})
-    _assert_refused(command([words[0], run, *words[1:]], folder=tmp_path), "other backbone weights or other data")
-    (run / "result.json").unlink()
-    resumed = command([*run_arguments(run, method="lora"), "--resume"])
-    assert resumed.code == 2 and "other backbone weights or other data" in resumed.err
 
 
 def test_an_unknown_command_is_named_with_the_nearest_one() -> None:

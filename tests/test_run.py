@@ -93,6 +93,19 @@ def test_a_run_goes_on_and_is_tested_in_the_precision_that_it_was_started_in(tmp
     assert result(folder)["protocol"]["recipe"]["train"]["precision"] == "bf16"
 
 
+@pytest.mark.parametrize("words", [["evaluate"], ["export", "--out", "model.safetensors"]], ids=str)
+def test_a_run_is_not_taken_up_on_other_data_than_it_was_trained_on(words: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished("lora"), run)
+    tensors, position = checkpoint(run)
+    RunDirectory(run).save_checkpoint(tensors, position | {"protocol": "0123456789abcdef"})
+    refused = command([words[0], run, *words[1:]], folder=tmp_path)
+    assert refused.code == 2 and "other backbone weights or other data" in refused.err
+    (run / "result.json").unlink()
+    resumed = command([*run_arguments(run, method="lora"), "--resume"])
+    assert resumed.code == 2 and "other backbone weights or other data" in resumed.err
+
+
 def test_passes_and_tests_are_signs_of_life_where_steps_are_none(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
