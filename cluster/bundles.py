@@ -17,7 +17,7 @@ from ray.util import get_current_placement_group, get_node_ip_address
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.output import open_output
-from cluster.trial import RunProcess, Trial, _unfit, start_run
+from cluster.trial import Process, Trial, _unfit, start_run
 from fmlora_dist.errors import UserError
 
 __all__ = ["RankLostError", "Ranks", "launched"]
@@ -44,7 +44,7 @@ class RankLostError(Exception):
     """The Ray worker of one of a run's processes is gone, by itself or with its node."""
 
 
-class Ranks(Sequence[Any]):
+class Ranks(Sequence[Process]):
     """All processes of a run; ``with`` ends them."""
 
     def __init__(self, trial: Trial):
@@ -53,7 +53,7 @@ class Ranks(Sequence[Any]):
         address, port, size = get_node_ip_address(), _free_port(), trial["processes"]
         needs = trial["bundle"]
         actor: Any = ray.remote(_Rank)
-        self._processes: list[RunProcess | _Remote] = [start_run(trial, launched(0, size, address, port))]
+        self._processes: list[Process] = [start_run(trial, launched(0, size, address, port))]
         for rank in range(1, size):
             handle = actor.options(
                 num_cpus=needs.get("CPU", 0),
@@ -93,7 +93,7 @@ class _Rank:
 
 
 class _Remote:
-    """A process in another bundle, as ``supervise`` takes it."""
+    """A process in another bundle."""
 
     def __init__(self, rank: int, actor: Any, code: Any):
         self._rank, self._actor, self._code = rank, actor, code
@@ -116,6 +116,9 @@ class _Remote:
             raise RankLostError(f"process {self._rank} failed to start: {error.cause}") from error
         except ray.exceptions.RayError as error:
             raise RankLostError(f"the Ray worker of process {self._rank} was lost") from error
+
+    def pause(self, seconds: float) -> None:
+        ray.wait([self._code], timeout=seconds)
 
     def stop(self) -> None:
         with contextlib.suppress(ray.exceptions.RayError):

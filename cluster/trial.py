@@ -15,12 +15,12 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from fmlora_dist import __version__
 from fmlora_dist.errors import InUseError, UserError
 
-__all__ = ["Outcome", "RunFailedError", "Trial", "main", "run_trial", "start_run", "supervise"]
+__all__ = ["Outcome", "Process", "RunFailedError", "Trial", "main", "run_trial", "start_run", "supervise"]
 
 _PR_SET_PDEATHSIG = 1
 _LOOK_EVERY = 0.5
@@ -63,6 +63,19 @@ class Outcome(TypedDict):
     message: str
     """Why, as far as the run itself does not say it."""
     host: str
+
+
+class Process(Protocol):
+    """One of a run's processes, wherever it works."""
+
+    def poll(self) -> int | None:
+        """Its exit code, or None while it works."""
+
+    def pause(self, seconds: float) -> None:
+        """Wait, no longer than until it ends."""
+
+    def stop(self) -> None:
+        """End it and all that it has started."""
 
 
 class RunFailedError(Exception):
@@ -113,12 +126,12 @@ def _work(trial: Trial, keep: Callable[[], None]) -> Outcome:
         return supervise(trial, processes, keep)
 
 
-def supervise(trial: Trial, processes: Sequence[Any], keep: Callable[[], None] = lambda: None) -> Outcome:
+def supervise(trial: Trial, processes: Sequence[Process], keep: Callable[[], None] = lambda: None) -> Outcome:
     """Wait until all processes have ended well, or one has not, or nothing has happened for too long; then end them.
 
     Args:
         trial: The run.
-        processes: Each with ``poll()``, its exit code or None, and ``stop()``.
+        processes: All of the run's.
         keep: Called now and then; an error that it raises ends them too.
     """
     events = Path(trial["folder"], "events.jsonl")
@@ -144,22 +157,19 @@ def supervise(trial: Trial, processes: Sequence[Any], keep: Callable[[], None] =
 
 
 class RunProcess:
-    """A process of a run on this machine, the head of a process group of its own. ``with`` ends it."""
+    """A process on this machine, the head of a process group of its own. ``with`` ends it."""
 
     def __init__(self, process: "subprocess.Popen[bytes]"):
         self.process = process
 
     def poll(self) -> int | None:
-        """Its exit code, or None while it works."""
         return self.process.poll()
 
     def pause(self, seconds: float) -> None:
-        """Wait, no longer than until it ends."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(seconds)
 
     def stop(self) -> None:
-        """End it and all that it has started."""
         with contextlib.suppress(ProcessLookupError):  # all of it has ended
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
