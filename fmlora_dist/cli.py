@@ -47,6 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"fmlora: error: {error}", file=sys.stderr)
         return error.exit_code
     except PermissionError as error:
+        if error.filename is None:  # of no file, such as a signal's: no mistake of the user's
+            raise
         # Python up to 3.13 raises it where it is only asked whether a path below a closed folder exists.
         print(f"fmlora: error: {error.filename}: permission denied; choose another path, or open it", file=sys.stderr)
         return UserError.exit_code

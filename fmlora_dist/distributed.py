@@ -5,11 +5,11 @@ import os
 import re
 import resource
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, distributed, nn
@@ -19,6 +19,8 @@ from fmlora_dist.cores import local_cores
 from fmlora_dist.errors import UserError
 
 __all__ = ["World"]
+
+T = TypeVar("T")
 
 
 class World:
@@ -65,6 +67,11 @@ class World:
         import deepspeed
 
         if not self.on_gpu:
+            # It may have been imported before, to read a config, and taken the GPU that it saw.
+            from deepspeed.accelerator import cpu_accelerator, get_accelerator, set_accelerator
+
+            if get_accelerator().device_name() != "cpu":
+                set_accelerator(cpu_accelerator.CPU_Accelerator())
             # DeepSpeed would compile a shared-memory op here (over a minute, and a C++ compiler); gloo does without.
             # By its full name, since deepspeed.comm's own attribute `torch` is torch itself.
             vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
@@ -105,6 +112,20 @@ class World:
         box = [value]
         distributed.broadcast_object_list(box, src=0, device=self.device)
         return box[0]
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What the main process's ``work`` gives, or the ``UserError`` that it raises, on every process: if one alone
+        stopped, the others would wait for it, or complain that it is gone."""
+        outcome: T | UserError | None = None
+        if self.main:
+            try:
+                outcome = work()
+            except UserError as error:
+                outcome = error
+        outcome = self.share(outcome)
+        if isinstance(outcome, UserError):
+            raise outcome
+        return cast(T, outcome)
 
     @contextmanager
     def arithmetic(self, *, bf16: bool) -> Iterator[None]:

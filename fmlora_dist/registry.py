@@ -59,14 +59,16 @@ def get_benchmark(name: str) -> "BenchmarkSpec":
 
 
 def list_methods() -> dict[str, type["Method"]]:
-    """All methods by name."""
-    _import_all()
+    """All methods by name. Raises ``UserError`` when a plugin cannot be imported."""
+    _import_own()
+    _import_plugins()
     return dict(sorted(_methods.items()))
 
 
 def list_benchmarks() -> dict[str, "BenchmarkSpec"]:
-    """All benchmarks by name."""
-    _import_all()
+    """All benchmarks by name. Raises likewise."""
+    _import_own()
+    _import_plugins()
     return dict(sorted(_benchmarks.items()))
 
 
@@ -86,18 +88,28 @@ def _same_definition(known: Any, value: Any) -> bool:
 
 
 def _get(table: dict[str, Any], kind: str, name: str) -> Any:
-    if name not in table:
-        _import_all()
+    for more in (_import_own, _import_plugins):
+        if name not in table:
+            more()
     if name not in table:
         raise UserError(f"unknown {kind} '{name}': {nearest(name, table)}")
     return table[name]
 
 
-def _import_all() -> None:
+def _import_own() -> None:
     for module in _own_modules():
         importlib.import_module(module)
+
+
+def _import_plugins() -> None:
     for entry in entry_points(group="fmlora_dist.plugins"):
-        entry.load()
+        try:
+            entry.load()
+        except Exception as error:  # whatever another package's code does when it is imported
+            raise UserError(
+                f"plugin: '{entry.name}' ({entry.value}) cannot be imported: {type(error).__name__}: {error}; mend it, or "
+                "uninstall its package"
+            ) from error
 
 
 def _own_modules() -> Iterator[str]:

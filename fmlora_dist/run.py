@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
-from typing import Any, NoReturn, TypeVar, cast
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -24,8 +24,6 @@ from fmlora_dist.record import Position, RunDirectory, build_result
 from fmlora_dist.restore import make_method, part_of, take_over
 
 __all__ = ["Run", "check_tasks", "evaluate"]
-
-T = TypeVar("T")
 
 _CHECK_EVERY = 50
 """Steps after which losses are looked at (the device is not waited for in between)."""
@@ -212,11 +210,11 @@ class Run:
             tensors = {f"method/{name}": value for name, value in self.method.state_dict().items()}
             tensors |= {f"optimizer/{name}": value for name, value in (engine.state_dict() if engine else {}).items()}
             tensors["reference"] = self._reference
-            self._on_main(lambda: self.record.save_checkpoint(tensors, asdict(self.position)))
+            self.world.on_main(lambda: self.record.save_checkpoint(tensors, asdict(self.position)))
 
     def _resume(self) -> dict[str, Tensor]:
         """Take over the last checkpoint, if there is one; gives the optimizer's part."""
-        found = self._on_main(self.record.load_checkpoint)
+        found = self.world.on_main(self.record.load_checkpoint)
         if found is None:
             return {}
         began = self.position
@@ -241,7 +239,7 @@ class Run:
         self._count("other")
         parts = {name: round(seconds, 3) for name, seconds in self.position.seconds.items()}
         result["seconds"] = parts | {"total": round(sum(parts.values()), 3)}
-        self._on_main(lambda: self.record.write_result(result))
+        self.world.on_main(lambda: self.record.write_result(result))
         self._event("complete", acc=metrics["acc"], aaa=metrics["aaa"])
         return result
 
@@ -250,20 +248,6 @@ class Run:
     def _seed(self, view: TaskView, epoch: int) -> None:
         # All that the suite draws comes from generators of its own; this is for methods that use torch's global one.
         torch.manual_seed(hash((self.config.seed, view.task.number, epoch)) % 2**31)
-
-    def _on_main(self, work: Callable[[], T]) -> T:
-        """What the main process's ``work`` gives, or the ``UserError`` that it raises, on every process: if one alone
-        stopped, the others would wait for it."""
-        outcome: T | UserError | None = None
-        if self.world.main:
-            try:
-                outcome = work()
-            except UserError as error:
-                outcome = error
-        outcome = self.world.share(outcome)
-        if isinstance(outcome, UserError):
-            raise outcome
-        return cast(T, outcome)
 
     def _alive(self) -> None:
         if time.perf_counter() - self._told >= _SIGN_EVERY:

@@ -22,8 +22,8 @@ _ARITHMETIC = ("torch_autocast", "bf16", "fp16")
 _THE_RUNS = {"optimizer": "train.optimizer", "scheduler": "train.schedule"}
 _FREE = (
     *("zero_optimization", "communication_data_type", "prescale_gradients", "gradient_predivide_factor"),
-    *("zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "steps_per_print", "wall_clock_breakdown"),
-    *("comms_logger", "flops_profiler", "memory_breakdown", "log_level"),
+    *("zero_allow_untested_optimizer", "steps_per_print", "wall_clock_breakdown", "comms_logger", "flops_profiler"),
+    *("memory_breakdown", "log_level"),
 )
 """Keys of a file that the run's config says nothing about."""
 
@@ -132,8 +132,9 @@ def _check_keys(options: Mapping[str, Any]) -> None:
         raise UserError(f"deepspeed: torch_autocast.dtype: found {dtype!r}, expected 'bfloat16'; remove it")
     if zero.get("stage") == "auto":
         raise UserError("deepspeed: zero_optimization.stage: found 'auto', expected 0, 1, 2 or 3")
-    for key in zero:
-        if key.startswith("offload"):
+    for key in ("offload_param", "offload_optimizer"):
+        offload = zero.get(key) or {}
+        if not isinstance(offload, dict) or offload.get("device", "none") != "none":
             raise UserError(f"deepspeed: zero_optimization.{key} wants an optimizer of DeepSpeed's own; remove it")
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 

@@ -114,9 +114,22 @@ def test_benchmark_is_registered_again_only_if_it_says_the_same() -> None:
     assert get_benchmark("icons") == spec
 
 
+def with_plugin(folder: Path, module: str, code: str) -> str:
+    """What ``code`` prints in a process where a distribution is really installed whose entry point is ``module``."""
+    (folder / "mine.py").write_text(module)
+    about = folder / "mine-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[fmlora_dist.plugins]\nmine = mine\n")
+    root = Path(__file__).parent.parent
+    paths: dict[str, Any] = {"PYTHONPATH": f"{folder}:{root}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=paths, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
 def test_another_package_adds_methods_by_an_entry_point(tmp_path: Path) -> None:
-    """A real installed distribution, in a process of its own."""
-    (tmp_path / "mine.py").write_text(
+    module = (
         "from fmlora_dist.method import Method, MethodInfo\n"
         "from fmlora_dist.registry import register_method\n"
         "@register_method(MethodInfo(name='mine', summary='mine', paper='none', family='head'))\n"
@@ -124,12 +137,20 @@ def test_another_package_adds_methods_by_an_entry_point(tmp_path: Path) -> None:
         "    def parameter_groups(self):\n"
         "        return []\n"
     )
-    folder = tmp_path / "mine-1.0.dist-info"
-    folder.mkdir()
-    (folder / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
-    (folder / "entry_points.txt").write_text("[fmlora_dist.plugins]\nmine = mine\n")
     code = "from fmlora_dist.registry import get_method; print(get_method('mine').__module__)"
-    root = Path(__file__).parent.parent
-    paths: dict[str, Any] = {"PYTHONPATH": f"{tmp_path}:{root}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=paths, capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "mine", done.stderr
+    assert with_plugin(tmp_path, module, code) == "mine"
+
+
+def test_a_broken_package_is_named_and_harms_only_what_looks_for_it(tmp_path: Path) -> None:
+    code = (
+        "from fmlora_dist.errors import UserError\n"
+        "from fmlora_dist.registry import get_benchmark, get_method, list_methods\n"
+        "print(get_method('lora').info.name, get_benchmark('icons_mini').cut.of)\n"
+        "try:\n"
+        "    list_methods()\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+    )
+    named = "plugin: 'mine' (mine) cannot be imported: ModuleNotFoundError: No module named 'nowhere'"
+    printed = with_plugin(tmp_path, "import nowhere\n", code)
+    assert printed == f"lora icons\n{named}; mend it, or uninstall its package"

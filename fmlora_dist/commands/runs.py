@@ -31,15 +31,15 @@ def run(argv: Sequence[str]) -> int:
         record.check(config, resume=arguments.resume)
     if arguments.resume:
         world.connect()  # one process looks: another grid may complete the run between two looks
-        if result := world.share(record.result() if world.main else None):
+        if result := world.on_main(record.result):
             if world.main:
                 print(f"{out} is complete: Acc {result['metrics']['acc']:.2f}")
             world.close()
             return 0
     with explain_memory():
         ready = Run(config, world, started=started)
-    if world.main:
-        record.open(config)
+    world.connect()
+    world.on_main(lambda: record.open(config))
     try:
         if world.main and (aside := record.set_result_aside()):
             print(f"{record.result_file} cannot be read; it is now {aside.name}, and the run is repeated")

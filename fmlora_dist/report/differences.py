@@ -1,11 +1,13 @@
 """The rows of tables against each other: in each column over seeds, and over all benchmarks together."""
 
+import functools
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import fsum
 
-from fmlora_dist.registry import list_benchmarks
+from fmlora_dist.errors import UserError
+from fmlora_dist.registry import get_benchmark
 from fmlora_dist.report.aggregate import Seed
 from fmlora_dist.report.measures import ACCURACIES, MEASURES, Measure, by_seed
 from fmlora_dist.report.significance import FEWEST, Paired, Ranking, paired, ranking
@@ -123,18 +125,22 @@ def _against(means: dict[str, float], methods: dict[str, str]) -> list[tuple[str
 def _cells(tables: Sequence[Table], measure: str) -> dict[str, dict[tuple[str, str], Cell]]:
     """Of each row its cells by (benchmark, heading of the column)."""
     found: dict[str, dict[tuple[str, str], Cell]] = defaultdict(dict)
+    data = functools.cache(_data)
     for table in (table for table in tables if table.of_methods):
         for position, head in enumerate(table.heads):
             for row, cell in table.column(position):
                 if head.measure.name == measure and _competes(row, cell):
-                    found[row.label][_data(cell.runs[0].column.benchmark), head.group] = cell
+                    found[row.label][data(cell.runs[0].column.benchmark), head.group] = cell
     return dict(found)
 
 
 def _data(benchmark: str) -> str:
     """The benchmark whose images these are: scenarios, and cuts of one benchmark, are not independent of it."""
-    spec = list_benchmarks().get(benchmark)
-    return spec.cut.of if spec and spec.cut else benchmark
+    try:
+        spec = get_benchmark(benchmark)
+    except UserError:  # of a plugin that is not here
+        return benchmark
+    return spec.cut.of if spec.cut else benchmark
 
 
 def _by_block(scores: dict[tuple[str, str], float]) -> dict[str, float]:

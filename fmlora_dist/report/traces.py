@@ -92,16 +92,23 @@ def read_rows(report: Report) -> Rows:
     rows: Rows = {}
     seen: set[Path] = set()
     for table in report.tables:
-        for row in table.rows:
-            for head, cell in zip(table.heads, row.cells, strict=True):
-                for run in cell.runs:
-                    if run.folder in seen:
-                        continue
-                    seen.add(run.folder)
-                    # What the table keeps apart in columns of its own is not averaged.
-                    label = row.label if head.group in ("", run.column.title) else f"{row.label}, {head.group}"
-                    with contextlib.suppress(ValueError):
-                        rows.setdefault(label, {}).setdefault(run.column, []).append(_read(run))
+        shown = [
+            (row.label, head.group, run)
+            for row in table.rows
+            for head, cell in zip(table.heads, row.cells, strict=True)
+            for run in cell.runs
+        ]
+        groups: dict[tuple[str, Column], set[str]] = defaultdict(set)
+        for label, group, run in shown:
+            groups[label, run.column].add(group)
+        # What the table keeps apart in columns of its own is not averaged.
+        apart = any(len(found) > 1 for found in groups.values())
+        for label, group, run in shown:
+            if run.folder not in seen:
+                seen.add(run.folder)
+                name = f"{label}, {group}" if apart and group else label
+                with contextlib.suppress(ValueError):
+                    rows.setdefault(name, {}).setdefault(run.column, []).append(_read(run))
     return dict(sorted(rows.items(), key=lambda row: _place(next(iter(row[1].values()))[0].run.method)))
 
 

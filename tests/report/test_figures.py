@@ -145,6 +145,14 @@ def test_a_column_of_a_users_choice_is_a_line_of_its_own(tmp_path: Path) -> None
     assert labels == ["lora, rank=4", "lora, rank=8"]
 
 
+def test_task_counts_as_columns_are_points_of_one_line(tmp_path: Path) -> None:
+    for tasks, level in ((5, 60.0), (10, 50.0)):
+        for method in ("lora", "fmlora"):
+            write_whole(tmp_path, method, 0, level, benchmark="icons", n_tasks=tasks)
+    report = make_report(read_runs([tmp_path]), Grouping(rows=["method"], columns=["n_tasks"]))
+    assert {label: len(columns) for label, columns in read_rows(report).items()} == {"lora": 2, "fmlora": 2}
+
+
 def test_prompts_are_swept_within_one_shared_protocol(tmp_path: Path) -> None:
     for backbone, level in (("tiny", 80.0), ("other", 40.0)):
         for m in (0, 4):
