@@ -17,11 +17,13 @@ from ray.util import get_current_placement_group, get_node_ip_address
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.output import open_output
-from cluster.trial import Process, Trial, _unfit, start_run
+from cluster.trial import Process, Trial, _unfit, start_run, stop_all
 from fmlora_dist.errors import UserError
 
 __all__ = ["RankLostError", "Ranks", "launched"]
 
+_KEEP_EVERY = 5.0
+"""Seconds between looks at whether there is news to keep of a process."""
 _SIOCGIFADDR = 0x8915
 """Linux: get the address of an interface."""
 
@@ -53,7 +55,7 @@ class Ranks(Sequence[Process]):
         address, port, size = get_node_ip_address(), _free_port(), trial["processes"]
         needs = trial["bundle"]
         actor: Any = ray.remote(_Rank)
-        self._processes: list[Process] = [start_run(trial, launched(0, size, address, port))]
+        self._processes: list[Process] = []
         for rank in range(1, size):
             handle = actor.options(
                 num_cpus=needs.get("CPU", 0),
@@ -63,6 +65,8 @@ class Ranks(Sequence[Process]):
             ).remote()
             code = handle.run.remote(trial, rank, size, address, port)
             self._processes.append(_Remote(rank, handle, code))
+        # Last: the others die with their handles, if anything fails here.
+        self._processes.insert(0, start_run(trial, launched(0, size, address, port)))
 
     def __len__(self) -> int:
         return len(self._processes)
@@ -74,8 +78,7 @@ class Ranks(Sequence[Process]):
         return self
 
     def __exit__(self, *error: object) -> None:
-        for process in self._processes:
-            process.stop()
+        stop_all(self._processes)
 
 
 class _Rank:
@@ -86,10 +89,14 @@ class _Rank:
         if outcome := _unfit(trial):
             raise UserError(outcome["message"])
         with (
-            open_output(trial["out"]).beside(trial["name"], rank) as folder,
-            start_run({**trial, "folder": str(folder)}, launched(rank, size, address, port)) as process,
+            open_output(trial["out"]).beside(trial["name"]) as place,
+            start_run({**trial, "folder": str(place.folder)}, launched(rank, size, address, port)) as process,
         ):
-            return process.process.wait()
+            while (code := process.poll()) is None:
+                place.keep()
+                process.pause(_KEEP_EVERY)
+            place.finish()
+            return code
 
 
 class _Remote:

@@ -3,12 +3,14 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from cluster.lease import Lease
 from fmlora_dist.errors import InUseError, UserError
 
 __all__ = ["Carried", "Copy", "insist"]
+
+T = TypeVar("T")
 
 _EVERY = 10.0
 """Seconds between two rounds in which a run's changed files are put into the store."""
@@ -102,15 +104,16 @@ class Carried:
         raise InUseError(f"another process has taken {self.folder.name} over: this one was thought dead")
 
 
-def insist(work: Callable[[], None], failed: Callable[[Exception], UserError]) -> None:
+def insist(work: Callable[[], T], failed: Callable[[Exception], UserError]) -> T:
     """Do some work with a store, if need be several times. Raises what ``failed`` makes of the last error."""
-    for pause in (*_PAUSES, None):
+    pauses = iter(_PAUSES)
+    while True:
         try:
-            work()
-            return
+            return work()
         except UserError:
             raise
         except Exception as error:
+            pause = next(pauses, None)
             if pause is None or isinstance(error, PermissionError):
                 raise failed(error) from error
             time.sleep(pause)

@@ -193,6 +193,9 @@ def _work(
         )
         states = place(runs, waiting, placing, journal, console)
         output.update([run.name for run in waiting])
+        for state in states:
+            if times := len(state.failures):
+                warn(f"tried again, {times} of {options.retries} times: {state.folder.name}: {state.failures[-1]}")
         failed |= {state.folder.name: state.message for state in states if state.status == "failed"}
         elsewhere = {state.folder.name for state in states if state.status == "elsewhere"}
         waiting = _wait([run for run in runs if run.name in elsewhere], output, console)

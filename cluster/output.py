@@ -69,7 +69,7 @@ class Output:
         """The same for these runs, at once and for certain. Raises ``UserError``."""
 
     def busy(self, run: str) -> bool:
-        """Whether a process works on the run at this moment."""
+        """Whether a process works on the run at this moment. Raises ``UserError`` where that cannot be told."""
         from fmlora_dist.record import RunDirectory  # imports torch, which trials do without
 
         return RunDirectory(self.folder / "runs" / run).busy
@@ -95,9 +95,26 @@ class Output:
         yield CheckedOut(self.folder / "runs" / run)
 
     @contextmanager
-    def beside(self, run: str, rank: int) -> Iterator[Path]:
-        """Where process ``rank`` of a run that is checked out elsewhere writes its log."""
-        yield self.folder / "runs" / run
+    def beside(self, run: str) -> Iterator[CheckedOut]:
+        """Where a process of a run that is checked out elsewhere writes its log. It raises nothing."""
+        yield CheckedOut(self.folder / "runs" / run)
+
+
+class _Beside(CheckedOut):
+    """A folder that is put into a store from time to time. What cannot be put is lost: it is a log."""
+
+    def __init__(self, copy: Copy):
+        super().__init__(copy.folder)
+        self._copy, self._next = copy, 0.0
+
+    def keep(self) -> None:
+        if time.monotonic() >= self._next:
+            self.finish()
+            self._next = time.monotonic() + 4 * _EVERY
+
+    def finish(self) -> None:
+        with contextlib.suppress(Exception):
+            self._copy.push()
 
 
 class ObjectStore(Output):
@@ -153,10 +170,7 @@ class ObjectStore(Output):
         insist(lambda: self._exchange(runs), self._failed)
 
     def busy(self, run: str) -> bool:
-        try:
-            return self._leases.setdefault(run, self._lease(run)).alive()
-        except Exception:
-            return True
+        return insist(self._leases.setdefault(run, self._lease(run)).alive, self._failed)
 
     def set_result_aside(self, run: str) -> Path | None:
         aside = super().set_result_aside(run)
@@ -188,18 +202,16 @@ class ObjectStore(Output):
             lease.release()
 
     @contextmanager
-    def beside(self, run: str, rank: int) -> Iterator[Path]:
+    def beside(self, run: str) -> Iterator[CheckedOut]:
         with scratch_folder() as scratch:
-            yield scratch
-            with contextlib.suppress(Exception):
-                self._files.put_file(str(scratch / "log.txt"), f"{self._root}/runs/{run}/log-{rank}.txt")
+            yield _Beside(Copy(self._files, f"{self._root}/runs/{run}", scratch / run))
 
     def _exchange(self, runs: Collection[str]) -> None:
         def wanted(name: str) -> bool:
             *folders, file = name.split("/")
             if file.startswith("result.json") or (not folders and file.startswith("events")):
                 return True
-            return file in (_LOG, "log.txt") and folders[-1] in runs
+            return file in (_LOG, "log.txt") and folders[-1:] != [] and folders[-1] in runs
 
         self._copy.extend(wanted)
         self._copy.push()

@@ -98,7 +98,7 @@ def ray_cluster(scratch: Path, console: Console) -> Iterator[None]:
         Config.initialize("")  # what Ray read of the environment when somebody first imported it holds no longer
         try:
             ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
             raise UserError(f"cluster: Ray does not start at '{address}': {error}") from error
     before = signal.signal(signal.SIGTERM, _interrupt)  # over Ray's own, which prints a stack
     try:

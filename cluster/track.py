@@ -54,12 +54,12 @@ class _PerRun(ABC):
         self._broken = False
 
     def event(self, run: RunState, event: dict[str, Any]) -> None:
-        found = figures(event)
-        if found is not None and not self._broken:
+        if not self._broken:
             with self._guarded():
-                if run.folder not in self._open:
-                    self._open[run.folder] = self.begin(run)
-                self.write(self._open[run.folder], *found, float(event.get("time", 0.0)))
+                if found := figures(event):
+                    if run.folder not in self._open:
+                        self._open[run.folder] = self.begin(run)
+                    self.write(self._open[run.folder], *found, float(event.get("time", 0.0)))
         if event.get("event") == "complete":
             self._end(run.folder)
 

@@ -5,7 +5,6 @@ Run as ``python -m cluster.trial PARENT COMMAND...``, this file becomes COMMAND,
 
 import contextlib
 import ctypes
-import json
 import os
 import shutil
 import signal
@@ -13,18 +12,27 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
+import yaml
+
 from fmlora_dist import __version__
 from fmlora_dist.errors import InUseError, UserError
 
-__all__ = ["Outcome", "Process", "RunFailedError", "Trial", "main", "run_trial", "start_run", "supervise"]
+__all__ = ["Outcome", "Process", "RunFailedError", "Trial", "main", "run_trial", "start_run", "stop_all", "supervise"]
 
 _PR_SET_PDEATHSIG = 1
 _LOOK_EVERY = 0.5
 """Seconds between looks at a run's processes and its events."""
+_PATIENCE = 3.0
+"""Seconds for the other processes of a run to end, once one of them has failed: it may only have lost another."""
+_FOLLOWING = (1, -signal.SIGABRT)
+"""Exit codes of a process that has lost another: torch raises an error, NCCL's watchdog aborts."""
+_MISTAKES = (AttributeError, TypeError, NameError, LookupError, AssertionError, ImportError)
+"""Errors of a trial that are ones of the code."""
 _ROOM = 2**20
 """Bytes: a disk that has less is full."""
 
@@ -59,7 +67,7 @@ class Outcome(TypedDict):
     """done, failed, stalled; or, for what another try would not mend: refused (a mistake), busy (another process works
     on it), unfit (no run can work there: another version of the package, or the grid's output is not seen)."""
     exit_code: int
-    """Of the first process that failed; with a negative code it was ended by a signal."""
+    """Of the process that failed first, as far as that can be told; with a negative code it was ended by a signal."""
     message: str
     """Why, as far as the run itself does not say it."""
     host: str
@@ -91,14 +99,20 @@ def run_trial(config: dict[str, Any]) -> None:
     from ray import tune
 
     trial: Trial = config["trial"]
-    try:
-        outcome = _unfit(trial) or _run(trial)
-    except Exception as error:  # of this side: no run could be started
-        message = f"its trial failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
-        outcome = Outcome(status="failed", exit_code=1, message=message, host=socket.gethostname())
+    outcome = _tried(trial)
     tune.report(dict(outcome))
     if outcome["status"] in ("failed", "stalled"):
         raise RunFailedError(f"{trial['name']}: {outcome['status']}, exit code {outcome['exit_code']}")
+
+
+def _tried(trial: Trial) -> Outcome:
+    try:
+        return _unfit(trial) or _run(trial)
+    except Exception as error:  # of this side, not of the run
+        message = f"its trial failed: {type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        # What is wrong in the code is no better the next time, and should not be hidden by a try that is luckier.
+        status = "refused" if isinstance(error, _MISTAKES) else "failed"
+        return Outcome(status=status, exit_code=1, message=message, host=socket.gethostname())
 
 
 def _run(trial: Trial) -> Outcome:
@@ -109,7 +123,15 @@ def _run(trial: Trial) -> Outcome:
             trial = {**trial, "folder": str(place.folder)}
             if (place.folder / "result.json").exists():  # another grid was quicker
                 return _outcome(0)
-            outcome = _work(trial, place.keep)
+            try:
+                outcome = _work(trial, place.keep)
+            except Exception as error:
+                if not isinstance(error, UserError):
+                    with _log(place.folder) as log:
+                        log.write(traceback.format_exc().encode())
+                    with contextlib.suppress(Exception):  # the first error is the one to tell
+                        place.finish()
+                raise
             place.finish()
             return outcome
     except UserError as error:
@@ -140,9 +162,10 @@ def supervise(trial: Trial, processes: Sequence[Process], keep: Callable[[], Non
     try:
         while True:
             codes = [process.poll() for process in processes]
-            failed = next((code for code in codes if code), None)
-            if failed is not None or None not in codes:
-                return _failed(trial, failed) if failed else _outcome(0)
+            if any(codes):
+                return _failed(trial, *_cause(processes))
+            if None not in codes:
+                return _outcome(0)
             size = _size(events)
             if size != seen:
                 seen, since = size, time.monotonic()
@@ -152,8 +175,26 @@ def supervise(trial: Trial, processes: Sequence[Process], keep: Callable[[], Non
             keep()
             processes[codes.index(None)].pause(_LOOK_EVERY)
     finally:
+        stop_all(processes)
+
+
+def stop_all(processes: Sequence[Process]) -> None:
+    """End them all, also where one of them cannot be ended."""
+    with contextlib.ExitStack() as stack:
         for process in processes:
-            process.stop()
+            stack.callback(process.stop)
+
+
+def _cause(processes: Sequence[Process]) -> tuple[int, int]:
+    """(number, exit code) of the process that failed by itself, of those that have failed or soon do."""
+    until = time.monotonic() + _PATIENCE
+    while True:
+        codes = [process.poll() for process in processes]
+        failed = [(rank, code) for rank, code in enumerate(codes) if code]
+        causes = [(rank, code) for rank, code in failed if code not in _FOLLOWING]
+        if causes or None not in codes or time.monotonic() > until:
+            return max(causes or failed, key=lambda each: (each[1], -each[0]))
+        processes[codes.index(None)].pause(_LOOK_EVERY)
 
 
 class RunProcess:
@@ -182,7 +223,7 @@ class RunProcess:
 
 
 def start_run(trial: Trial, launched: Mapping[str, str] | None = None) -> RunProcess:
-    """One process of the run, which dies with this process; its output goes to the run's log.txt.
+    """One process of the run, which dies with this process; its output goes to the run's log.txt, or log-RANK.txt.
 
     ``launched`` is what a launcher tells it: RANK, WORLD_SIZE, …; the only one if None.
     """
@@ -194,10 +235,10 @@ def start_run(trial: Trial, launched: Mapping[str, str] | None = None) -> RunPro
     folder = Path(trial["folder"])
     with contextlib.suppress(OSError):  # the run itself says what is wrong with its directory
         folder.mkdir(parents=True, exist_ok=True)
-    with _log(folder) as log:
+    with _log(folder, int(environment.get("RANK", 0))) as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "cluster.trial", str(os.getpid()), sys.executable, *run],
-            cwd=trial["cwd"],
+            cwd=trial["cwd"] if os.path.isdir(trial["cwd"]) else None,  # nodes may share nothing
             env=environment,
             stdin=subprocess.PIPE,
             stdout=log,
@@ -206,8 +247,13 @@ def start_run(trial: Trial, launched: Mapping[str, str] | None = None) -> RunPro
         )
     assert process.stdin is not None
     with contextlib.suppress(BrokenPipeError), process.stdin as stdin:
-        stdin.write(json.dumps(trial["config"]).encode())  # JSON is YAML
+        stdin.write(_sent(trial["config"]))
     return RunProcess(process)
+
+
+def _sent(config: Mapping[str, Any]) -> bytes:
+    """A config as YAML. (Not as JSON: its 1e-05 is no number in YAML.)"""
+    return yaml.safe_dump(dict(config)).encode()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -244,9 +290,11 @@ def _outcome(code: int, message: str = "") -> Outcome:
     return Outcome(status=known.get(code, "failed"), exit_code=code, message=message, host=socket.gethostname())
 
 
-def _failed(trial: Trial, code: int) -> Outcome:
-    """How a run that failed has ended. On a full disk neither its log nor its events may say why."""
-    outcome = _outcome(code)
+def _failed(trial: Trial, rank: int, code: int) -> Outcome:
+    """How a run whose process ``rank`` failed has ended. On a full disk neither its log nor its events may say why."""
+    outcome = _outcome(
+        code, f"its process {rank} failed (exit code {code}); {_log_name(rank)} says why" if rank else ""
+    )
     folder = Path(trial["folder"])
     free = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists())).free
     if code > 0 and outcome["status"] != "busy" and free < _ROOM:
@@ -258,10 +306,14 @@ def _failed(trial: Trial, code: int) -> Outcome:
     return outcome
 
 
-def _log(folder: Path) -> Any:
-    """The run's log.txt, to append to; nothing where it cannot be opened."""
+def _log_name(rank: int) -> str:
+    return f"log-{rank}.txt" if rank else "log.txt"
+
+
+def _log(folder: Path, rank: int = 0) -> Any:
+    """The log of a process, to append to; nothing where it cannot be opened."""
     try:
-        return open(folder / "log.txt", "ab")
+        return open(folder / _log_name(rank), "ab")
     except OSError:
         return open(os.devnull, "ab")
 

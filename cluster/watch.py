@@ -73,6 +73,8 @@ class RunState:
     seconds_left: float | None = None
     message: str = ""
     """Why it failed."""
+    failures: list[str] = field(default_factory=list)
+    """Why it was tried again, each time."""
     started: float | None = None
     seconds: float | None = None
     """How long it took, once it is done."""
@@ -115,7 +117,7 @@ class RunState:
         """It was given its place."""
         self.status, self.started = "running", time.monotonic()
         self.images_per_second = self.seconds_left = None  # what an earlier start left behind is no news
-        self.host = ""
+        self.host = self.message = ""
 
     def end(self, exit_code: int | None, message: str = "") -> None:
         """Its process has ended (with a negative code: by a signal; None: with its worker)."""
@@ -126,6 +128,7 @@ class RunState:
         """Its process has ended, and it waits to be tried once more."""
         self._stop(exit_code, message)
         self.status, self.resumed = "waiting", True
+        self.failures.append(self.message)
 
     def leave(self) -> None:
         """Another grid's process works on it."""
@@ -156,6 +159,7 @@ class Watch:
         self.slots = max(1, slots)
         self._begun = time.monotonic()
         self._ended: set[Path] = set()
+        self._told: dict[Path, int] = {}
         self._live = (
             Live(console=console, get_renderable=self.render, refresh_per_second=4) if _moves(console) else None
         )
@@ -174,6 +178,9 @@ class Watch:
     def poll(self) -> None:
         """Take in the news of all runs, and print them where there is no live table."""
         for state in self.states:
+            for why in state.failures[self._told.get(state.folder, 0) :]:
+                self._print(state, f"tried again: {why}")
+            self._told[state.folder] = len(state.failures)
             if state.status != "running":
                 self._print_end(state)
                 continue
@@ -254,8 +261,10 @@ def _moves(console: Console) -> bool:
 def _status(state: RunState) -> str:
     if state.status == "running":
         return "starting" if state.seconds_left is None else f"running {state.done:.0%}"
-    if state.status == "failed" or (state.status == "waiting" and state.message):
-        return f"{'failed' if state.status == 'failed' else 'tried again'}: {state.message}"
+    if state.status == "failed":
+        return f"failed: {state.message}"
+    if state.status == "waiting" and state.failures:
+        return f"tried again: {state.failures[-1]}"
     return "in another grid" if state.status == "elsewhere" else state.status
 
 

@@ -34,7 +34,7 @@ def describe(config: RunConfig, data: RunData, pretrained: Pretrained, precision
         "metrics": "acc: mean over tasks; aaa: mean over t of the mean of row t",
         "predictions": config.method.predictions,
     }
-    recipe = {
+    recipe: dict[str, Any] = {
         "method": config.method.model_dump(mode="json"),
         "epochs": config.epochs,
         "batch_size": config.batch_size,

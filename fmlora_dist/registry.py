@@ -107,8 +107,8 @@ def _import_plugins() -> None:
             entry.load()
         except Exception as error:  # whatever another package's code does when it is imported
             raise UserError(
-                f"plugin: '{entry.name}' ({entry.value}) cannot be imported: {type(error).__name__}: {error}; mend it, or "
-                "uninstall its package"
+                f"plugin: '{entry.name}' ({entry.value}) cannot be imported: {type(error).__name__}: {error}; "
+                "mend it, or uninstall its package"
             ) from error
 
 

@@ -99,6 +99,8 @@ def fill_options(options: Mapping[str, Any], *, micro_batch: int, accumulation: 
     DeepSpeed reckons with (each loss comes with its weight).
     """
     kept = {key: value for key, value in options.items() if key not in (*_NUMBERS, *_ARITHMETIC)}
+    if "zero_optimization" in kept:  # DeepSpeed has defaults there, and knows no 'auto'
+        kept["zero_optimization"] = {key: value for key, value in kept["zero_optimization"].items() if value != "auto"}
     autocast = {**options.get("torch_autocast", {"dtype": "bfloat16"}), "enabled": bf16}
     return {
         "steps_per_print": 10**9,
@@ -132,14 +134,11 @@ def _check_keys(options: Mapping[str, Any]) -> None:
         raise UserError(f"deepspeed: torch_autocast.dtype: found {dtype!r}, expected 'bfloat16'; remove it")
     if zero.get("stage") == "auto":
         raise UserError("deepspeed: zero_optimization.stage: found 'auto', expected 0, 1, 2 or 3")
-    for key in ("offload_param", "offload_optimizer"):
-        offload = zero.get(key) or {}
-        if not isinstance(offload, dict) or offload.get("device", "none") != "none":
-            raise UserError(f"deepspeed: zero_optimization.{key} wants an optimizer of DeepSpeed's own; remove it")
+    from deepspeed.runtime.config import DeepSpeedConfig
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
     try:
-        DeepSpeedZeroConfig(**{key: value for key, value in zero.items() if value != "auto"})
+        cut = DeepSpeedZeroConfig(**{key: value for key, value in zero.items() if value != "auto"})
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -147,3 +146,10 @@ def _check_keys(options: Mapping[str, Any]) -> None:
             known = tuple(field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items())
             raise UserError(f"deepspeed: unknown key 'zero_optimization.{where}': {nearest(where, known)}") from error
         raise UserError(f"deepspeed: zero_optimization.{where}: {first['msg']}, found {first['input']!r}") from error
+    for key, offload in (("offload_param", cut.offload_param), ("offload_optimizer", cut.offload_optimizer)):
+        if offload and offload.device != "none":
+            raise UserError(f"deepspeed: zero_optimization.{key} wants an optimizer of DeepSpeed's own; remove it")
+    try:
+        DeepSpeedConfig(fill_options(options, micro_batch=1, accumulation=1, clip=0.0, bf16=False))
+    except Exception as error:  # each part of it has errors of its own
+        raise UserError(f"deepspeed: DeepSpeed does not take the file: {error}") from error

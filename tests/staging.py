@@ -17,7 +17,9 @@ from observing import forget, observe
 if __name__ == "__main__":
     folder, data, cases = [word for word in sys.argv[1:] if not word.startswith("--local_rank")]
     world = World("cpu", 1)
-    set_accelerator(CUDA_Accelerator())  # what DeepSpeed takes on a machine with GPUs when it reads its config too early
+    set_accelerator(
+        CUDA_Accelerator()
+    )  # what DeepSpeed takes on a machine with GPUs when it reads its config too early
     world.connect()
     for name, parts in json.loads(cases).items():
         seen = []

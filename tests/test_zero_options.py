@@ -54,7 +54,12 @@ def test_auto_values_are_filled_from_the_run(micro: int, accumulation: int, clip
 
 def test_a_file_may_repeat_what_the_run_says(tmp_path: Path) -> None:
     repeated = {"train_batch_size": 16, "gradient_accumulation_steps": 2, "gradient_clipping": 1.0}
-    path = _file(tmp_path, **repeated, bf16={"enabled": "auto"}, zero_optimization={"stage": 1, "offload_optimizer": {"device": "none"}})
+    path = _file(
+        tmp_path,
+        **repeated,
+        bf16={"enabled": "auto"},
+        zero_optimization={"stage": 1, "offload_optimizer": {"device": "none"}, "reduce_bucket_size": "auto"},
+    )
     config = _config(path, batch_size=16, train={"accumulation": 2, "clip": 1.0})
     assert config.deepspeed == str(path)
 
@@ -77,6 +82,9 @@ def test_a_file_may_repeat_what_the_run_says(tmp_path: Path) -> None:
         ({"zero_optimization": {"stage": "auto"}}, ["zero_optimization.stage", "found 'auto'"]),
         ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, ["offload_optimizer"]),
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "nvme"}}}, ["offload_param"]),
+        ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, ["offload_optimizer"]),
+        ({"communication_data_type": "fp17"}, ["does not take the file", "fp17"]),
+        ({"flops_profiler": 3}, ["does not take the file"]),
         ({"torch_autocast": {"enabled": "auto", "dtype": "float16"}}, ["torch_autocast.dtype", "'float16'"]),
         ({"zero_optimization": 1}, ["zero_optimization: found 1"]),
     ],

@@ -266,11 +266,15 @@ def test_a_worker_that_does_not_see_the_grids_url_refuses(url: str) -> None:
 
 
 def test_a_further_process_puts_its_log_beside_the_runs(url: str, tmp_path: Path) -> None:
-    with ObjectStore(url).beside("x", 1) as folder:
-        (folder / "log.txt").write_text("said")
-    assert get(url, "runs/x/log-1.txt") == b"said"
-    with Output(tmp_path).beside("x", 1) as folder:
-        assert folder == tmp_path / "runs" / "x"
+    with ObjectStore(url).beside("x") as place:
+        (place.folder / "log-1.txt").write_text("said")
+        place.keep()
+        assert get(url, "runs/x/log-1.txt") == b"said", "of a process that hangs, too"
+        (place.folder / "log-1.txt").write_text("said more")
+        place.finish()
+    assert get(url, "runs/x/log-1.txt") == b"said more"
+    with Output(tmp_path).beside("x") as place:
+        assert place.folder == tmp_path / "runs" / "x"
 
 
 def test_in_a_folder_nothing_is_carried(tmp_path: Path) -> None:

@@ -7,9 +7,11 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
-from cluster.trial import RunProcess, Trial, _unfit, start_run, supervise
+from cluster.trial import RunProcess, Trial, _sent, _tried, _unfit, start_run, supervise
 from fmlora_dist import __version__
+from fmlora_dist.config import make_config
 
 
 def trial(folder: Path, **changes: object) -> Trial:
@@ -74,6 +76,38 @@ def test_one_failed_process_ends_the_others_of_its_run(tmp_path: Path) -> None:
     outcome = supervise(trial(tmp_path), [waiting, failing])
     assert (outcome["status"], outcome["exit_code"]) == ("failed", 3)
     assert not alive(waiting.process.pid)
+
+
+def test_the_process_that_began_it_tells_why_a_run_failed(tmp_path: Path) -> None:
+    """One makes a mistake; another, which loses it, may be seen to end first."""
+    lost, mistaken = python("raise SystemExit(1)"), python("import time; time.sleep(0.5); raise SystemExit(2)")
+    lost.process.wait()
+    outcome = supervise(trial(tmp_path), [lost, mistaken])
+    assert (outcome["status"], outcome["exit_code"]) == ("refused", 2)
+    assert outcome["message"] == "its process 1 failed (exit code 2); log-1.txt says why"
+
+
+def test_where_no_process_tells_more_the_others_are_not_waited_for_long(tmp_path: Path) -> None:
+    lost, waiting = python("raise SystemExit(1)"), python("import time; time.sleep(600)")
+    outcome = supervise(trial(tmp_path), [lost, waiting])
+    assert (outcome["status"], outcome["exit_code"]) == ("failed", 1)
+    assert not alive(waiting.process.pid)
+
+
+def test_a_config_arrives_as_it_was_sent() -> None:
+    options = {"init_values": 1e-5, "global_pool": "1e-05"}
+    config = make_config({"backbone": {"options": options}, "data_root": "/\N{GRINNING FACE}"})
+    arrived = make_config(yaml.safe_load(_sent(config.plain())))
+    assert arrived.plain() == config.plain() and arrived.key() == config.key()
+
+
+def test_a_mistake_of_the_code_is_not_tried_again_and_leaves_its_traceback(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    broken = trial(tmp_path)
+    del broken["stall_timeout"]  # type: ignore[misc]
+    outcome = _tried(broken)
+    assert (outcome["status"], outcome["message"]) == ("refused", "its trial failed: KeyError: 'stall_timeout'")
+    assert "Traceback" in (tmp_path / "runs" / "x" / "log.txt").read_text()
 
 
 def test_a_run_waits_for_all_of_its_processes(tmp_path: Path) -> None:

@@ -85,6 +85,17 @@ def test_a_failure_has_its_reason_in_one_line(
     assert state.status == "failed" and state.message.startswith(message)
 
 
+def test_a_failure_has_not_the_reason_of_an_earlier_try(tmp_path: Path) -> None:
+    state = started(tmp_path)
+    write(tmp_path, {"event": "error", "message": "the disk is full"})
+    state.again(2)
+    assert state.message == "the disk is full"
+    state.begin()
+    (tmp_path / "log.txt").write_text("fmlora: error: no such weights\n")
+    state.end(2)
+    assert (state.message, state.failures) == ("no such weights", ["the disk is full"])
+
+
 @pytest.mark.parametrize(
     ("error", "memory"),
     [
@@ -109,12 +120,16 @@ def test_without_a_terminal_each_finished_task_is_a_plain_line(tmp_path: Path) -
     with Watch([state], Console(file=out, width=40), slots=1) as watch:
         state.begin()
         watch.poll()
+        state.again(-9)
+        state.begin()  # at once, so that nobody sees it wait
+        watch.poll()
         write(tmp_path, START, PROGRESS, TASK | {"task": 2, "acc": 70.5})
         watch.poll()
         state.end(0)
         watch.poll()
         watch.poll()
     lines = out.getvalue().splitlines()
+    assert lines.pop(0).startswith("icons N=5 s0 lora: tried again: it was ended by signal 9")
     assert lines[0] == "icons N=5 s0 lora: task 2 of 5, accuracy 70.5, 123 images/s, 1:01 left"
     assert lines[1].startswith("icons N=5 s0 lora: done, accuracy 70.5 (1 of 1 runs done")
     assert len(lines) == 2
