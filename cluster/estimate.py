@@ -26,7 +26,7 @@ class _Row(BaseModel):
 
     method: str
     task: int = Field(ge=1)
-    seconds_per_step: float = Field(ge=0)
+    seconds_per_step: float = Field(ge=0, allow_inf_nan=False)
 
 
 class Profile(BaseModel):

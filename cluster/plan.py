@@ -268,7 +268,8 @@ def _refuse_unread(grid: Grid) -> None:
                 f"grid {grid.name}: method {choice.name}: the grid has no benchmark '{name}': {nearest(name, known)}"
             )
         for name in choice.sweep:
-            if name in _AXES:
+            axis, _, option = name.partition(".")
+            if axis in _AXES and not (axis == "method" and option):
                 raise UserError(f"grid {grid.name}: sweep.{name} would go unread; list it under benchmarks or seeds")
 
 

@@ -202,7 +202,7 @@ def make_config(values: Mapping[str, Any]) -> RunConfig:
 
 def parse_bytes(text: str) -> int:
     """512MiB -> 536870912; a bare number counts bytes. Raises ``ValueError``."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(|[KMGT]iB)", text.strip())
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d+)?) ?(|[KMGT]iB)", text.strip())
     if not found:
         raise ValueError(f"found '{text}', expected a number with KiB, MiB, GiB or TiB; write for example 8GiB")
     return int(float(found[1]) * 1024 ** ("", "KiB", "MiB", "GiB", "TiB").index(found[2]))

@@ -93,7 +93,7 @@ def test_a_grid_is_killed_goes_on_reports_a_failure_and_skips_what_is_finished(
     assert "icons N=3 s0 lora: done" in printed
     (failure,) = [line for line in printed.splitlines() if line.startswith("failed:")]
     assert failure.startswith("failed: icons-3-finetune-s0-")
-    assert "task 1" in failure
+    assert "task 1" in failure and "tried again" not in printed
     assert "| lora [2] |" in (out / "report" / "tables.md").read_text()
     assert not processes(f"{out}/runs")
 
@@ -172,6 +172,7 @@ def test_two_grids_over_one_folder_share_the_runs_and_do_none_twice(tmp_path: Pa
     for run in plan_runs(load_grid(str(file)), out):
         kinds = [(event["event"], event.get("task")) for event in events(run.folder)]
         assert kinds.count(("task", 1)) == kinds.count(("task", 3)) == 1, run.name
+    assert not any("tried again" in text for text in printed)
     assert all("lora [" in text for text in printed), "each shows the table of all runs"
 
 
@@ -262,7 +263,7 @@ def test_a_run_whose_disk_is_full_is_reported_and_the_others_go_on(tmp_path: Pat
         assert run_grid(str(file), out, Console(file=text, width=200)) == 1
         (failure,) = [line for line in text.getvalue().splitlines() if line.startswith("failed:")]
         assert full.name in failure and "cannot be written" in failure and "make room" in failure
-        assert result(other)["status"] == "complete"
+        assert result(other)["status"] == "complete" and "tried again" not in text.getvalue()
 
 
 @pytest.mark.long
@@ -275,6 +276,7 @@ def test_a_grid_whose_whole_disk_is_full_reports_every_run(tmp_path: Path) -> No
         assert run_grid(str(file), out, Console(file=text, width=200)) == 1
         failures = [line for line in text.getvalue().splitlines() if line.startswith("failed:")]
         assert len(failures) == 2 and all("make room" in failure for failure in failures), text.getvalue()
+        assert "tried again" not in text.getvalue()
 
 
 @pytest.mark.long

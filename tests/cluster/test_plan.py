@@ -246,6 +246,7 @@ def test_a_runs_directory_is_named_by_what_it_is(write, tmp_path: Path) -> None:
         ({"methods": [{"name": "lora", "sweep": {"train.lr": []}}]}, "methods.0.sweep.train.lr: "),
         ({"methods": [{"name": "lora", "sweep": {"train.lrr": [1]}}]}, "did you mean 'lr'"),
         ({"methods": [{"name": "lora", "sweep": {"seed": [1]}}]}, "sweep.seed would go unread"),
+        ({"methods": [{"name": "lora", "sweep": {"tasks.n": [1]}}]}, "sweep.tasks.n would go unread"),
         ({"methods": [{"name": "lora", "settings": {"tasks": 5}}]}, "settings.tasks would go unread"),
         (
             {"methods": [{"name": "lora", "benchmarks": {"icons_mini": {"rank": 2}}}]},

@@ -114,7 +114,8 @@ def cluster() -> Iterator[Cluster]:
 def undisturbed(cluster: Cluster) -> Path:
     """The output of the grid where nothing went wrong."""
     out = cluster.work / "undisturbed"
-    cluster.finish(cluster.start_grid(out), out)
+    said = cluster.finish(cluster.start_grid(out), out)
+    assert "tried again" not in said
     return out
 
 
@@ -160,6 +161,7 @@ def test_a_worker_cut_off_in_the_middle_of_a_run_costs_no_run(cluster: Cluster, 
         cluster.worker.kill_all()
         cluster.worker.link("up")
     _assert_same_grid(cluster, out, undisturbed)
+    assert {line["run"] for line in _log(out, "retry")} <= {lost.name}
     told = [line for line in _log(out, "retry") + _log(out, "elsewhere") if line["run"] == lost.name]
     assert any(line["message"] == "its Ray worker was lost" for line in told)
     cluster.start_worker()
@@ -183,7 +185,7 @@ def test_after_the_head_was_lost_the_grid_goes_on_and_repeats_nothing(cluster: C
     cluster.start_head()
     cluster.start_worker()
     said = cluster.finish(cluster.start_grid(out), out)
-    assert f"4 runs, {len(finished)} finished, {4 - len(finished)} to run" in said
+    assert f"4 runs, {len(finished)} finished, {4 - len(finished)} to run" in said and "tried again" not in said
     again = {line["run"] for line in Journal.read(out)[before:] if line["event"] == "start"}
     assert again == {run.name for run in cluster.runs(out)} - finished.keys()
     assert all(

@@ -59,7 +59,7 @@ def test_ray_submit_runs_a_grid_on_the_cluster_of_the_head() -> None:
         host.run(["ray", "up", "-y", "--no-config-cache", config], log, timeout=600, **env)
         submit = ["ray", "submit", "--no-config-cache", config, script, "--", work / "short.yaml", "--out", out]
         said = host.run(submit, log, timeout=900, **env)
-        assert "1 runs, 0 finished, 1 to run" in said and "written:" in said
+        assert "1 runs, 0 finished, 1 to run" in said and "written:" in said and "tried again" not in said
         (folder,) = (out / "runs").iterdir()
         assert result(folder)["status"] == "complete"
         (done,) = [line for line in Journal.read(out) if line["event"] == "done"]
