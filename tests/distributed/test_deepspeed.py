@@ -136,7 +136,7 @@ def test_two_processes_have_the_losses_of_one_under_every_stage(
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name in CASES if not name.endswith("-zero0")])
 def test_accuracies_and_what_is_stored_do_not_depend_on_the_stage(name: str, staged: Path) -> None:
     plain = name.partition("-")[0] + "-zero0"
     for part in ("parameters", "ranks", "test_sizes"):
