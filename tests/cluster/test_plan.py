@@ -126,7 +126,8 @@ UNTUNED = ("ranpac", "simplecil")
 
 @pytest.mark.parametrize(("search", "table"), [("tune-icons", "icons"), ("tune-icons-all", "icons-all")])
 def test_every_row_is_the_winner_of_the_committed_search(search: str, table: str) -> None:
-    found, icons = searched(search), load_grid("icons").methods
+    found = searched(search)
+    icons = [choice.model_copy(update={"source": ""}) for choice in load_grid("icons").methods]
     assert {row: len(tried) for row, tried in found.items()} == rows(search)
     assert rows(table).keys() - rows(search).keys() == (
         set() if table == "icons" else {*rows("icons"), *((name, "") for name in UNTUNED)}
@@ -138,7 +139,7 @@ def test_every_row_is_the_winner_of_the_committed_search(search: str, table: str
         if choice.name in UNTUNED:
             continue
         if row not in found:
-            assert choice.model_copy(update={"source": ""}) in [each.model_copy(update={"source": ""}) for each in icons]
+            assert choice.model_copy(update={"source": ""}) in icons
             continue
         score = max(score for score, _ in found[row])
         measure = "Acc" if choice.name == "joint" else "AAA"
